@@ -1,0 +1,25 @@
+"""One way into a system: all that a third party writes for a new kind of tunnel."""
+
+from asyncio import StreamReader, StreamWriter
+from typing import Protocol
+
+from moorage.core.model import Endpoint
+
+
+class Dialer(Protocol):
+    """Makes byte streams to endpoints inside one system."""
+
+    async def dial(self, endpoint: Endpoint) -> tuple[StreamReader, StreamWriter]:
+        """
+        A byte stream to the endpoint. Nothing has been sent on it; the caller proves itself at the gate.
+
+        Raises:
+            Refused: The system will never let us through to this endpoint.
+            Unreachable: Nobody listens there (yet), or the way is interrupted.
+            Unauthorised: The way in does not accept our credentials; the host is left alone for a while.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back what the dialer holds; streams end."""
+        ...

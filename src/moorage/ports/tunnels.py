@@ -1,0 +1,57 @@
+"""Paths from the Hub's machine to the jobs; answered by the relay."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from attrs import frozen
+
+from moorage.core.model import Endpoint, Route, SessionId, SessionSpec
+
+
+@frozen
+class PathReport:
+    """
+    What the relay knows about one path by itself.
+
+    Args:
+        good_age_s: Seconds since a request last went end to end; `None` if none ever did.
+        lost: The relay knows that nothing gets through now.
+    """
+
+    good_age_s: float | None
+    lost: bool = False
+    note: str = ""
+
+
+@frozen
+class ProbeResult:
+    """Whether a request went end to end and the far side proved that it is this session's launcher."""
+
+    good: bool
+    note: str = ""
+
+
+class Tunnels(Protocol):
+    """At most one path per session."""
+
+    async def open(self, spec: SessionSpec, attempt: int, endpoint: Endpoint) -> Route:
+        """
+        Have a listener that leads to `endpoint`.
+
+        After a normal return there is one, at an address that no other session has had within the quarantine time.
+        Again with the same endpoint returns the same route; with another endpoint the old path is gone. After an error
+        there may be one.
+        """
+        ...
+
+    async def probe(self, session: SessionId) -> ProbeResult:
+        """Send one request through the very address that `open` returned, with a deadline."""
+        ...
+
+    async def close(self, session: SessionId) -> None:
+        """Have no listener; again is harmless. After an error there may still be one."""
+        ...
+
+    async def list(self) -> Mapping[SessionId, PathReport]:
+        """Every path there is. One call for all sessions."""
+        ...
