@@ -1,0 +1,150 @@
+"""The client's side of the gate, against vectors computed here by hand from the decision record."""
+
+import hashlib
+import hmac
+import json
+
+import pytest
+
+from moorage.core.gate import (
+    Answer,
+    LabState,
+    Purpose,
+    Unproven,
+    Verdict,
+    check_answer,
+    check_document,
+    request,
+)
+from moorage.core.secret import Secret
+
+KEY = "0f" * 32
+SECRET = Secret(KEY)
+NONCE, CHALLENGE = "1" * 32, "2" * 32
+
+
+def mac(label: str, message: str, key: str = KEY) -> str:
+    return hmac.new(bytes.fromhex(key), f"{label}\n{message}".encode(), hashlib.sha256).hexdigest()
+
+
+REQUEST = request(SECRET, Purpose.STREAM, "mtag1", NONCE, 42, CHALLENGE)
+
+
+def answer_line(text: str, key: str = KEY, to: bytes = REQUEST.line) -> bytes:
+    return f"{text} {mac('answer', to[:-1].decode() + chr(10) + text, key)}\n".encode()
+
+
+def test_the_request_line_is_as_written_down():
+    text = f"moorage/1 stream mtag1 {NONCE} 42 {CHALLENGE}"
+    assert REQUEST.line == f"{text} {mac('request', text)}\n".encode()
+    assert KEY not in repr(REQUEST)
+
+
+def test_a_fixed_vector():
+    """The same bytes in every implementation, for ever."""
+    proof = b"618f8a42fb19d7052347d3a5aa234ff4ddb3e6fbe3cc7bc1ab1754a0ea404a9f"
+    assert REQUEST.line.split()[-1] == proof
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("moorage/1 ok lab=starting", Answer(Verdict.OK, LabState.STARTING)),
+        (
+            "moorage/1 ok http=200 lab=serving left=3600",
+            Answer(Verdict.OK, LabState.SERVING, http=200, left_s=3600),
+        ),
+        ("moorage/1 gone code=3 lab=ended", Answer(Verdict.GONE, LabState.ENDED, exit_code=3)),
+        ("moorage/1 stale floor=77", Answer(Verdict.STALE, floor=77)),
+        ("moorage/1 ok lab=waiting later=1", Answer(Verdict.OK, LabState.WAITING)),
+    ],
+)
+def test_a_proven_answer_is_read(text, answer):
+    assert check_answer(SECRET, REQUEST, answer_line(text)) == answer
+
+
+OTHER = request(SECRET, Purpose.STREAM, "mtag1", NONCE, 43, CHALLENGE)
+GOOD = answer_line("moorage/1 ok lab=serving")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\n",
+        GOOD[:-1],
+        GOOD.upper(),
+        GOOD.replace(b"serving", b"waiting"),
+        REQUEST.line,
+        answer_line("moorage/1 ok lab=serving", key="aa" * 32),
+        answer_line("moorage/1 ok lab=serving", to=OTHER.line),
+        answer_line("moorage/2 ok"),
+        answer_line("moorage/1 maybe"),
+        answer_line("moorage/1 ok lab=happy"),
+        answer_line("moorage/1 ok code=abc"),
+        answer_line("moorage/1 ok" + " a=1" * 200),
+        b"HTTP/1.1 200 OK\r\n",
+        b"\xff" * 600,
+    ],
+    ids=range(15),
+)
+def test_anything_else_proves_nothing(line):
+    """Cut, changed, reflected, of another secret, of another request, of another version."""
+    with pytest.raises(Unproven):
+        check_answer(SECRET, REQUEST, line)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tag": "a b"},
+        {"tag": ""},
+        {"tag": "x" * 65},
+        {"tag": "a\n"},
+        {"nonce": "X" * 32},
+        {"challenge": "2" * 31},
+        {"counter": 0},
+        {"counter": 10**18},
+        {"secret": Secret("short")},
+    ],
+    ids=str,
+)
+def test_arguments_outside_their_grammar_are_refused(wrong):
+    good = {"secret": SECRET, "tag": "t", "nonce": NONCE, "counter": 1, "challenge": CHALLENGE}
+    with pytest.raises(ValueError):
+        request(purpose=Purpose.PROBE, **(good | wrong))
+
+
+def document(**members: object) -> str:
+    body = {"kind": "endpoint", "tag": "mtag1", "host": "n1", "port": 5} | members
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return json.dumps(body | {"mac": mac("document", text)})
+
+
+def test_a_report_is_believed_if_it_is_proven_and_this_jobs():
+    content = check_document(SECRET, "endpoint", "mtag1", document())
+    assert content == {"kind": "endpoint", "tag": "mtag1", "host": "n1", "port": 5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        document(tag="other"),
+        document(kind="status"),
+        document().replace('"n1"', '"n2"'),
+        document().replace('"port": 5', '"port": 5, "port": 6'),
+        document()[:-5],
+        "[]",
+        "null",
+        '{"mac": 5}',
+        '{"mac": "ä"}',
+        "[" * 20_000,
+        "",
+        b"\xff\xfe",
+        " " * 70_000,
+    ],
+    ids=range(13),
+)
+def test_every_other_report_is_not(text):
+    with pytest.raises(Unproven):
+        check_document(SECRET, "endpoint", "mtag1", text)

@@ -1,0 +1,274 @@
+"""A plan that exists is valid; a wrong one names every wrong field; rendering is constant text and data."""
+
+import copy
+import json
+import pickle
+import stat
+import subprocess
+from pathlib import Path
+
+import attrs
+import pytest
+
+from moorage.core.plan import (
+    LAUNCHER_NAME,
+    SCRIPT,
+    GatePort,
+    Lab,
+    LaunchPlan,
+    LaunchSecrets,
+    PlanError,
+    Resources,
+    batch_script,
+    directives,
+    parse_directives,
+    parse_plan,
+    render,
+)
+from moorage.core.secret import Secret
+
+KEY = "ab" * 32
+BAD_TEXTS = ["a\nb", "a\0b", "a\u202eb", "a\x1b[31m", "\ud800", "x" * (1 << 20), 7, None, [["deep"]], {"a": 1}]
+BAD_WORDS = [*BAD_TEXTS, "-x", "--account=other", 'a"b', "a'b", "a b", "$(id)", "`id`", "ä", "a;b", "x\n#SBATCH -A y"]
+
+
+def a_plan(**changes: object) -> LaunchPlan:
+    plan = LaunchPlan(
+        tag="m0moorageabc0001",
+        attempt=1,
+        owner="alice",
+        command=("jupyter", "lab", "--ServerApp.sock={socket}"),
+        args=("--debug", "--Foo.bar=$(id) 'x' \"y\"", "notebook.ipynb"),
+        modules=("Stages/2025", "Python/3.11"),
+        setup=("export A=1\n. ./env.sh",),
+        environment=(("Z", "last"), ("A", "$(touch /tmp/x) `id` \"'")),
+        walltime_s=3661,
+        resources=Resources(nodes=2, cores=4, memory_mib=1024, gpus=1, account="proj_1", partition="batch"),
+    )
+    return attrs.evolve(plan, **changes)
+
+
+def problems_of(**changes: object) -> dict[str, str]:
+    with pytest.raises(PlanError) as caught:
+        a_plan(**changes)
+    return {problem.field: problem.wrong for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("field", ["tag", "service", "owner", "directory", "callback"])
+@pytest.mark.parametrize("bad", BAD_TEXTS, ids=lambda bad: repr(bad)[:12])
+def test_bad_text_is_refused_with_the_name_of_its_field(field, bad):
+    assert set(problems_of(**{field: bad})) == {field}
+
+
+@pytest.mark.parametrize("field", ["account", "partition", "reservation", "qos"])
+@pytest.mark.parametrize("bad", BAD_WORDS, ids=lambda bad: repr(bad)[:12])
+def test_resource_names_have_a_closed_grammar(field, bad):
+    assert set(problems_of(resources=attrs.evolve(Resources(), **{field: bad}))) == {f"resources.{field}"}
+
+
+@pytest.mark.parametrize("field", ["nodes", "cores", "memory_mib", "gpus"])
+@pytest.mark.parametrize("bad", [-1, 1 << 40, "4", 1.5, True, [4]])
+def test_resource_numbers_are_whole_numbers_in_range(field, bad):
+    assert set(problems_of(resources=attrs.evolve(Resources(), **{field: bad}))) == {f"resources.{field}"}
+
+
+@pytest.mark.parametrize("bad", [*BAD_TEXTS, "-x", "-", "--", "--=x", "--a b", ""], ids=lambda bad: repr(bad)[:12])
+def test_lab_options_are_options_or_words(bad):
+    assert set(problems_of(args=("--fine", bad))) == {"args[1]"}
+
+
+@pytest.mark.parametrize("name", ["1A", "A-B", "A=B", "", "BASH_FUNC_ls%%", "A\n", "-A", 7])
+def test_environment_names_are_identifiers(name):
+    assert list(problems_of(environment=((name, "x"),))) == ["environment[0] (its name)"]
+
+
+@pytest.mark.parametrize("name", ["BASH_ENV", "PS4", "SHELLOPTS", "PROMPT_COMMAND", "IFS", "MOORAGE_TAG"])
+def test_no_variable_makes_a_shell_run_a_value(name):
+    assert set(problems_of(environment=((name, "x"),))) == {f"environment.{name}"}
+
+
+def test_every_wrong_field_is_named_with_what_would_be_right():
+    with pytest.raises(PlanError) as caught:
+        a_plan(
+            tag="a b",
+            attempt=-1,
+            command=(),
+            args=("-x",),
+            modules=("m; rm",),
+            environment=(("A", "1"), ("A", "2"), ("B", "\n")),
+            walltime_s="1h",
+            requeue="yes",
+            callback="file:///etc/passwd",
+            resources=Resources(account="two words"),
+            gate=GatePort(port_first=9, port_last=8),
+            lab=Lab(probe_path="api\r\nX: y"),
+        )
+    fields = [problem.field for problem in caught.value.problems]
+    assert fields == [
+        "tag",
+        "attempt",
+        "args[0]",
+        "modules[0]",
+        "environment.A",
+        "environment.B",
+        "walltime_s",
+        "requeue",
+        "callback",
+        "resources.account",
+        "lab.probe_path",
+        "command",
+        "gate.port_last",
+    ]
+    assert all(problem.right for problem in caught.value.problems)
+    assert "tag: does not fit from position 1 on (character U+0020); expected up to 63 letters" in str(caught.value)
+
+
+def test_an_error_does_not_repeat_values():
+    with pytest.raises(PlanError) as caught:
+        a_plan(environment=(("TOKEN", "hunter2hunter2\n"),), args=("-hunter2hunter2",))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_command_says_where_the_lab_listens():
+    assert problems_of(command=("jupyter", "lab")) == {"command": "does not hold {socket}"}
+    assert problems_of(lab=Lab(listen="tcp")) == {"command": "does not hold {port}"}
+
+
+@pytest.mark.parametrize("bad", ["../x", "/a/../b", "x/y", "~root/x", "~x"])
+def test_the_directory_does_not_leave_its_root(bad):
+    assert set(problems_of(directory=bad)) == {"directory"}
+
+
+def test_a_plan_of_more_than_a_mebibyte_is_refused():
+    assert set(problems_of(environment=tuple((f"V{n}", "ü" * 30_000) for n in range(10)))) == {"plan"}
+
+
+def test_the_rendered_plan_parses_back_and_the_script_is_constant():
+    plan = a_plan()
+    rendered = render(plan, LaunchSecrets(Secret(KEY), (("JUPYTERHUB_API_TOKEN", Secret("tok\nen")),)))
+    assert parse_plan(rendered.plan) == plan
+    assert rendered.script == SCRIPT
+    assert rendered.plan.isascii()
+    assert json.loads(rendered.secret.reveal()) == {"gate": KEY, "environment": {"JUPYTERHUB_API_TOKEN": "tok\nen"}}
+    assert KEY not in repr(rendered)
+    assert KEY not in rendered.plan
+
+
+def test_the_directives_are_the_typed_values():
+    plan = a_plan(requeue=True)
+    assert directives(plan) == (
+        ("job-name", "m0moorageabc0001"),
+        ("comment", "m0moorageabc0001"),
+        ("nodes", "2"),
+        ("ntasks-per-node", "1"),
+        ("cpus-per-task", "4"),
+        ("mem", "1024M"),
+        ("gpus-per-node", "1"),
+        ("time", "62"),
+        ("account", "proj_1"),
+        ("partition", "batch"),
+        ("requeue", ""),
+    )
+    script = batch_script(directives(plan))
+    assert parse_directives(script) == directives(plan)
+    assert [line for line in script.split("\n") if not line.startswith("#SBATCH")] == SCRIPT.split("\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"version": 1, "version": 1}',
+        '{"version": 2}',
+        "[" * 10_000,
+        "x" * (2 << 20),
+        b"\xff",
+        "1" * 5000,
+    ],
+    ids=lambda text: repr(text)[:16],
+)
+def test_what_is_no_plan_is_refused_in_words(text):
+    with pytest.raises(PlanError):
+        parse_plan(text)
+
+
+def test_a_changed_plan_file_names_every_wrong_member():
+    document = json.loads(render(a_plan(), LaunchSecrets(Secret(KEY))).plan)
+    document["surprise"] = 1
+    del document["tag"]
+    document["resources"]["nodes"] = "two"
+    document["resources"]["colour"] = "red"
+    document["limits"] = None
+    document["args"] = [["nested"]]
+    with pytest.raises(PlanError) as caught:
+        parse_plan(json.dumps(document))
+    fields = {problem.field for problem in caught.value.problems}
+    assert fields == {"surprise", "tag", "resources.nodes", "resources.colour", "limits", "args[0]"}
+
+
+def test_secrets_are_checked_without_being_shown():
+    with pytest.raises(PlanError) as caught:
+        LaunchSecrets(Secret("hunter2"), (("A", Secret("x\0hunter2")), ("B", "hunter2"), ("BASH_ENV", Secret("x"))))  # type: ignore[arg-type]
+    assert {problem.field for problem in caught.value.problems} == {
+        "gate",
+        "environment.A",
+        "environment.B",
+        "environment.BASH_ENV",
+    }
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_name_is_either_secret_or_not():
+    with pytest.raises(PlanError, match=r"environment\.A: is also a secret variable"):
+        render(a_plan(), LaunchSecrets(Secret(KEY), (("A", Secret("x")),)))
+
+
+def test_too_many_secrets_are_refused():
+    many = tuple((f"V{n}", Secret("x" * 60_000)) for n in range(5))
+    with pytest.raises(PlanError, match="secrets: have"):
+        render(a_plan(), LaunchSecrets(Secret(KEY), many))
+
+
+def test_the_script_finds_a_python_and_gives_it_the_launcher(tmp_path: Path):
+    """Run for real with a launcher that only tells how it was started."""
+    (tmp_path / LAUNCHER_NAME).write_text(
+        "import os, sys; print(sys.argv, sys.flags.isolated, oct(os.umask(0)), os.environ['MOORAGE_UMASK'])"
+    )
+    script = tmp_path / "start.sh"
+    script.write_text(batch_script(directives(a_plan())))
+    script.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    command = ["bash", "-c", "umask 027; exec ./start.sh"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "['moorage_launcher.py', 'plan.json'] 1 0o77 0027\n"
+
+
+def test_without_a_python_the_script_says_so(tmp_path: Path):
+    (tmp_path / "start.sh").write_text(SCRIPT.replace("/usr/", "/nonexistent/"))
+    done = subprocess.run(
+        ["/bin/bash", "start.sh"],
+        cwd=tmp_path,
+        env={"PATH": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (127, "moorage: no Python 3.6 or newer on this node\n")
+
+
+def test_a_secret_shows_stars_and_does_not_travel():
+    secret = Secret("hunter2")
+    shown = [repr(secret), str(secret), f"{secret}", f"{secret:>30}", f"{secret!r}", "%s" % secret, repr([secret])]  # noqa: UP031
+    assert not any("hunter2" in text for text in shown)
+    assert secret.reveal() == "hunter2"
+    for refuse in (pickle.dumps, json.dumps, bytes, hash, vars, lambda it: "" + it):
+        with pytest.raises(TypeError):
+            refuse(secret)
+    assert copy.copy(secret) is secret
+    assert copy.deepcopy([secret])[0] is secret
+    assert secret == Secret("hunter2")
+    assert secret != Secret("hunter3")
+    assert secret != "hunter2"
+    with pytest.raises(TypeError, match="not int"):
+        Secret(7)  # type: ignore[arg-type]
