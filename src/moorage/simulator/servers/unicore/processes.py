@@ -1,0 +1,101 @@
+"""Jobs as real local processes, each in a session of its own, killed with everything it started."""
+
+import asyncio
+import os
+import secrets
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .execution import Work
+
+marker_name = "UC_SIM_RUN"  # in the environment of everything a job starts; finds what left its session
+
+
+class ProcessRunner:
+    """Runs scripts with bash. `homes` holds one home directory per account, `kill_s` is SIGTERM to SIGKILL."""
+
+    def __init__(self, homes: Path, kill_s: float) -> None:
+        self._homes = homes
+        self._kill_s = kill_s
+
+    async def run(self, work: Work, started: Callable[[int], None], clean: bool) -> None:
+        assert work.script is not None
+        marker = secrets.token_hex(8)
+        first_line = work.script.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
+        command = shlex.split(first_line.removeprefix("#!")) or ["/bin/bash"]
+        with (
+            open(work.directory / work.stdout, "wb") as stdout,
+            open(work.directory / work.stderr, "wb") as stderr,
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                str(work.script),
+                cwd=work.directory,
+                env=self._environment(work) | {marker_name: marker},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        started(process.pid)
+        try:
+            await process.wait()
+        except asyncio.CancelledError:
+            await _kill(process, marker, self._kill_s)
+            raise
+        if clean:
+            await _kill(process, marker, self._kill_s)
+
+    def _environment(self, work: Work) -> dict[str, str]:
+        """Nothing of this process's environment reaches a job but the language."""
+        home = self._homes / work.user
+        home.mkdir(parents=True, exist_ok=True)
+        return {
+            "HOME": str(home),
+            "USER": work.user,
+            "LOGNAME": work.user,
+            "SHELL": "/bin/bash",
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+            **dict(work.environment),
+        }
+
+
+async def _kill(process: asyncio.subprocess.Process, marker: str, grace_s: float) -> None:
+    """SIGTERM to all of a run, SIGKILL to what is left after `grace_s`; returns when nothing is left."""
+    deadline = asyncio.get_running_loop().time() + grace_s
+    sent = signal.SIGTERM
+    known: set[int] = set()
+    while alive := set(_members(process.pid, marker)):
+        if asyncio.get_running_loop().time() >= deadline:
+            sent, known = signal.SIGKILL, set()
+        for pid in alive - known:
+            try:
+                os.kill(pid, sent)
+            except ProcessLookupError:
+                continue
+        known |= alive
+        await asyncio.sleep(0.01)
+    await process.wait()
+
+
+def _members(session: int, marker: str) -> Iterator[int]:
+    """
+    Live processes of a run: same session, or our marker in the environment they were started with.
+
+    The second finds what called setsid(2); a process that also wiped its environment escapes.
+    """
+    wanted = f"{marker_name}={marker}".encode()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            after_name = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+            if after_name[0] in (b"Z", b"X"):
+                continue
+            if int(after_name[3]) == session or wanted in Path(f"/proc/{name}/environ").read_bytes():
+                yield int(name)
+        except OSError:
+            continue
