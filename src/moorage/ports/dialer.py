@@ -5,13 +5,19 @@ from typing import Protocol
 
 from moorage.core.model import Endpoint
 
+from .system import Handle
+
 
 class Dialer(Protocol):
     """Makes byte streams to endpoints inside one system."""
 
-    async def dial(self, endpoint: Endpoint) -> tuple[StreamReader, StreamWriter]:
+    async def dial(self, endpoint: Endpoint, job: Handle) -> tuple[StreamReader, StreamWriter]:
         """
         A byte stream to the endpoint. Nothing has been sent on it; the caller proves itself at the gate.
+
+        Args:
+            job: The job that reported the endpoint. Ways that lead through the job itself need it (UNICORE's
+                forwarding hangs below the job's address and acts for its owner); others only name it in errors.
 
         Raises:
             Refused: The system will never let us through to this endpoint.
