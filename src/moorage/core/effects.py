@@ -75,11 +75,16 @@ class Remove:
 
 @frozen
 class OpenTunnel:
-    """Have a listener that leads to the endpoint; again is harmless. Ends in `TunnelOpened` or `EffectFailed`."""
+    """
+    Have a listener that leads to the endpoint; again is harmless. Ends in `TunnelOpened` or `EffectFailed`.
+
+    The job is named because some ways in (UNICORE's) go through the job and not only to its node.
+    """
 
     session: SessionId
     attempt: int
     number: int
+    job: JobId
     endpoint: Endpoint
 
 

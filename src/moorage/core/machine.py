@@ -340,7 +340,7 @@ def _endpoint_read(turn: "_Turn", state: Starting, endpoint: Endpoint | None) ->
         return
     asked = turn.serial + 2  # the report comes first
     turn.go(Connecting(state.job, endpoint, turn.now, turn.answer_due(), asked, suspicion=state.suspicion))
-    turn.ask(OpenTunnel, endpoint=endpoint)
+    turn.ask(OpenTunnel, job=state.job.id, endpoint=endpoint)
 
 
 def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
@@ -534,7 +534,7 @@ def may_dial(spec: SessionSpec, job: Job, endpoint: Endpoint) -> bool:
 def _repair(turn: "_Turn", state: Connecting | Degraded) -> None:
     """The next try to get a path: the listener first (again is harmless), then a probe; now and then the endpoint."""
     turn.set(evolve(state, asked=turn.serial + 1, due=turn.answer_due()))
-    turn.ask(OpenTunnel, endpoint=state.endpoint)
+    turn.ask(OpenTunnel, job=state.job.id, endpoint=state.endpoint)
     if state.tries and state.tries % REREAD_EVERY == 0:
         turn.ask_about(ReadEndpoint, state.job.id)
 
@@ -557,7 +557,7 @@ def _degrade(turn: "_Turn", state: Ready, note: str, tries: int) -> None:
     job, asked = evolve(state.job, note=note[:NOTE_LIMIT]), turn.serial + 2  # the report comes first
     due, published, suspicion = turn.answer_due(), state.published, state.suspicion
     turn.go(Degraded(job, state.endpoint, state.route, turn.now, due, asked, published, tries, suspicion))
-    turn.ask(OpenTunnel, endpoint=state.endpoint)
+    turn.ask(OpenTunnel, job=state.job.id, endpoint=state.endpoint)
 
 
 def _still_degraded(turn: "_Turn", state: Degraded) -> None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from moorage.core.model import Endpoint, Route, SessionId, SessionSpec
+from moorage.core.model import Endpoint, JobId, Route, SessionId, SessionSpec
 
 
 @frozen
@@ -34,9 +34,12 @@ class ProbeResult:
 class Tunnels(Protocol):
     """At most one path per session."""
 
-    async def open(self, spec: SessionSpec, attempt: int, endpoint: Endpoint) -> Route:
+    async def open(self, spec: SessionSpec, attempt: int, job: JobId, endpoint: Endpoint) -> Route:
         """
-        Have a listener that leads to `endpoint`.
+        Have a listener that leads to `endpoint`, and have the job's launcher start its lab as soon as it is reached.
+
+        `spec`, `attempt` and `job` make the handle of the job (`ports.system.Handle`), which a dialer that goes
+        through the job's system needs.
 
         After a normal return there is one, at an address that no other session has had within the quarantine time.
         Again with the same endpoint returns the same route; with another endpoint the old path is gone. After an error
