@@ -12,6 +12,7 @@ import yaml
 from moorage.config import ConfigError, Kinds, document, load
 from moorage.config.document import DEPTH_LIMIT, FILE_LIMIT, FILES_LIMIT, NODE_LIMIT
 from moorage.config.fields import DURATION, SIZE
+from moorage.config.problems import Report
 from moorage.simulator.plugin import SimConfig
 
 KINDS = Kinds({"sim": SimConfig})
@@ -24,6 +25,7 @@ LAUGHS = (
         f"{new}: &{new} [{','.join(['*' + old] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
     )
 )
+WRONG_WORDS = b"".join(b"horizo%d: 1," % number for number in range(9000))
 KEYS = "".join(f"k{number}: v\n" for number in range(NODE_LIMIT // 2 - 2))
 
 # Name, file, and words that the message must hold.
@@ -73,59 +75,61 @@ CORPUS: list[tuple[str, bytes, str]] = [
     ("huge text", b"deployment: " + b"k" * 900_000, "1 to 8 lower-case"),
     ("many unknown keys", KEYS.encode(), "the unknown key"),
     ("many unknown keys, broken at the end", KEYS.encode() + b"]", "valid YAML"),
-    ("many wrong words", b"systems: {a: {kind: sim, timeouts: {" + b"".join(b"horizo%d: 1," % n for n in range(9000)) + b"}}}", "horizon"),
+    ("many wrong words", b"systems: {a: {kind: sim, timeouts: {" + WRONG_WORDS + b"}}}", "horizon"),
     ("empty", b"", "it is required"),
     ("only a comment", b"# nothing yet\n", "it is required"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "words"), [case[1:] for case in CORPUS], ids=[case[0] for case in CORPUS])
-def test_it_is_refused_within_bounds(tmp_path: Path, content: bytes, words: str) -> None:
-    """One readable error that names the file, within 50 MB and, without tracing, well within a second."""
+def test_it_is_refused_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, words: str
+) -> None:
+    """One readable error that names the file; the parser's work, memory and time are bounded."""
     file = tmp_path / "moorage.yaml"
     file.write_bytes(content)
+    del content
 
     def refuse() -> ConfigError:
         with pytest.raises(ConfigError) as caught:
             load(file, lambda allowed: KINDS)
         return caught.value
 
-    refuse()  # what is imported and cached the first time is not the file's fault
-    del content
-    tracemalloc.start()
-    error = refuse()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    begin = time.process_time()
-    refuse()
-    took_s = time.process_time() - begin
+    # Reading stops at the first limit. A collection has two events and counts once; a document and a stream have
+    # two each. This first reading also imports and caches what is not the file's fault.
+    with monkeypatch.context() as patch:
+        events = _count_events(patch)
+        error = refuse()
+    assert len(events) <= 2 * NODE_LIMIT + 10
     assert words in str(error)
     assert len(str(error)) < 200_000
     assert all(problem.file == str(file) for problem in error.problems)
-    assert peak < MEMORY_LIMIT
-    # The limit is 0.1 s; five times that, because other tests run beside this one. `test_work_is_bounded` counts.
-    assert took_s < 0.5
+    # The limit is 0.1 s; five times that, because other tests run beside this one.
+    begin = time.process_time()
+    refuse()
+    assert time.process_time() - begin < 0.5
+    # Tracing makes reading several times slower, so it is left out where the file is too small to need the memory:
+    # a node costs less than 1 kB.
+    if file.stat().st_size > 20_000 or len(events) > 1_000:
+        tracemalloc.start()
+        refuse()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < MEMORY_LIMIT
 
 
-@pytest.mark.parametrize("content", [case[1] for case in CORPUS], ids=[case[0] for case in CORPUS])
-def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
-    """Whatever the file, the parser is asked for a bounded number of events: reading stops at the first limit."""
-    counted = 0
+def _count_events(patch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one entry with every event that the parser is asked for."""
+    counted: list[None] = []
     parse = yaml.parse
 
     def counting(*args: object, **kwargs: object) -> object:
-        nonlocal counted
         for event in parse(*args, **kwargs):  # type: ignore[arg-type]
-            counted += 1
+            counted.append(None)
             yield event
 
-    monkeypatch.setattr(document.yaml, "parse", counting)
-    file = tmp_path / "moorage.yaml"
-    file.write_bytes(content)
-    with pytest.raises(ConfigError):
-        load(file, lambda allowed: KINDS)
-    # A collection has two events and counts once; a document and a stream have two each.
-    assert counted <= 2 * NODE_LIMIT + 10
+    patch.setattr(document.yaml, "parse", counting)
+    return counted
 
 
 def test_aliases_within_bounds_are_allowed(tmp_path: Path) -> None:
@@ -160,12 +164,10 @@ def test_plain_words_are_what_the_operator_wrote(tmp_path: Path) -> None:
     file = tmp_path / "moorage.yaml"
     words = ["no", "on", "1:30", "0x10", "017", "2026-12-01", "1_000", ".inf", "=", "Null"]
     file.write_text("\n".join(f"- {word}" for word in words))
-    from moorage.config.problems import Report
-
     tree = document.parse(file.read_text(), "f", Report())
     assert document.plain(tree) == words
-    others = document.parse("[null, ~, , true, false, 1, -2, 1.5, 1e3, '1']", "f", Report())
-    assert document.plain(others) == [None, None, None, True, False, 1, -2, 1.5, 1000.0, "1"] or True
+    others = document.parse("[null, ~, true, false, 1, -2, 1.5, 1e3, '1']", "f", Report())
+    assert document.plain(others) == [None, None, True, False, 1, -2, 1.5, 1000.0, "1"]
 
 
 @pytest.mark.parametrize("make", ["fifo", "socket", "missing", "nul"])
@@ -309,8 +311,8 @@ def test_a_folder_holds_some_files_but_not_too_many(tmp_path: Path, number: int)
 def test_the_limit_leaves_room_for_a_real_catalogue(tmp_path: Path) -> None:
     """20 systems with 10 partitions each and 50 services need less than half of what is allowed."""
     partitions = "".join(
-        f"      p{n}: {{description: d, max_walltime: 24 h, default_walltime: 1 h, nodes: {{min: 1, max: 9, default: 1}},"
-        f" cores: {{min: 1, max: 9, default: 1}}, groups: [a, b]}}\n"
+        f"      p{n}: {{description: d, max_walltime: 24 h, default_walltime: 1 h,"
+        f" nodes: {{min: 1, max: 9, default: 1}}, cores: {{min: 1, max: 9, default: 1}}, groups: [a, b]}}\n"
         for n in range(10)
     )
     systems = "".join(f"  s{n}:\n    kind: sim\n    partitions:\n{partitions}" for n in range(20))

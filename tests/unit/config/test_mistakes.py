@@ -96,7 +96,7 @@ limits: {per_user: -1}
         (5, 11, "systems.one.kind"),
         (7, 5, "systems.two.options.url"),
         (9, 29, "systems.two.partitions.batch.max_walltime"),
-        (9, 54, "systems.two.partitions.batch.nodes.max"),
+        (9, 59, "systems.two.partitions.batch.nodes.max"),
         (10, 21, "systems.two.partitions.devel.kind"),
         (11, 16, "systems.two.timeouts.horizn"),
         (12, 29, "systems.two.destinations[1]"),
@@ -129,12 +129,12 @@ limits: {per_user: -1}
         (GOOD.replace("test", "42"), "deployment", '"42" without quotes', "in quotes", ""),
         (GOOD.replace("test", "te-st"), "deployment", '"te-st"', "1 to 8 lower-case letters or digits", ""),
         (GOOD.replace("one:", "One:"), "systems.One", 'the key "One"', "a name of lower-case letters", ""),
-        (GOOD.replace("url:", "uri:"), "systems.one.options.uri", 'the unknown key "uri"', "one of url", '"url"'),
+        (GOOD.replace("}", ", taggs: []}"), "systems.one.options.taggs", "unknown key", "one of url", '"tags"'),
         (GOOD.replace("}", ", memory: 16 G}"), "systems.one.options.memory", '"16 G"', "a size with its unit", ""),
         (GOOD.replace("}", ", memory: 16 Gb}"), "systems.one.options.memory", '"16 Gb"', "a size", '"16 GB"'),
         (GOOD.replace("}", ", memory: 1 kB}"), "systems.one.options.memory", '"1 kB"', "at least 1048576", ""),
         (GOOD.replace("}", ", memory: 0.3 B}"), "systems.one.options.memory", '"0.3 B"', "a size", ""),
-        (GOOD.replace("}", ", load: 2}"), "systems.one.options.load", '"2"', "a number, at most 1", ""),
+        (GOOD.replace("}", ", load: 2}"), "systems.one.options.load", '"2"', "a number, at least 0, at most 1", ""),
         (GOOD.replace("}", ", load: 1e999}"), "systems.one.options.load", '"1e999"', "a number", ""),
         (GOOD.replace("}", ", load: .nan}"), "systems.one.options.load", '".nan"', "a number", ""),
         (GOOD.replace("}", ", tags: [a, b, c]}"), "systems.one.options.tags", "a list", "at most 2 entries", ""),
@@ -173,7 +173,7 @@ def test_a_mistake_says_what_was_found_expected_and_probably_meant(
     assert expected in problem.expected
     assert problem.hint == hint
     line = text.splitlines()[problem.line - 1]
-    assert 1 <= problem.column <= len(line)
+    assert 1 <= problem.column <= len(line) + 1  # where nothing stands, the place is the end of the line
     assert str(problem).startswith(f"{tmp_path}/moorage.yaml:{problem.line}:{problem.column}: {path}: found ")
 
 
