@@ -91,7 +91,7 @@ class Half(asyncio.Protocol):
             self._transport.abort()
 
 
-async def tunnel(client: Half, host: str | None, port: int, socket_file: Path | None) -> None:
+async def tunnel(client: Half, host: str, port: int, socket_file: Path | None) -> None:
     """
     Connect the taken connection to a service, and return when both sides are closed.
 

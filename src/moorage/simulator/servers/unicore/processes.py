@@ -1,12 +1,14 @@
 """Jobs as real local processes, each in a session of its own, killed with everything it started."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from .execution import Work
 
@@ -23,22 +25,21 @@ class ProcessRunner:
     async def run(self, work: Work, started: Callable[[int], None], clean: bool) -> None:
         assert work.script is not None
         marker = secrets.token_hex(8)
-        first_line = work.script.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
-        command = shlex.split(first_line.removeprefix("#!")) or ["/bin/bash"]
-        with (
-            open(work.directory / work.stdout, "wb") as stdout,
-            open(work.directory / work.stderr, "wb") as stderr,
-        ):
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(work.script),
-                cwd=work.directory,
-                env=self._environment(work) | {marker_name: marker},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        command = _interpreter(work.script)
+        try:
+            with _outputs(work) as (stdout, stderr):
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    str(work.script),
+                    cwd=work.directory,
+                    env=self._environment(work) | {marker_name: marker},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+        except OSError:
+            return  # a batch system that cannot start the script leaves no exit code
         started(process.pid)
         try:
             await process.wait()
@@ -61,6 +62,20 @@ class ProcessRunner:
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             **dict(work.environment),
         }
+
+
+def _interpreter(script: Path) -> list[str]:
+    """What the script's first line names."""
+    with open(script, encoding="utf-8", errors="replace") as file:
+        first_line = file.readline(1000)
+    return shlex.split(first_line.removeprefix("#!")) or ["/bin/bash"]
+
+
+@contextlib.contextmanager
+def _outputs(work: Work) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The files for standard output and standard error."""
+    with open(work.directory / work.stdout, "wb") as stdout, open(work.directory / work.stderr, "wb") as stderr:
+        yield stdout, stderr
 
 
 async def _kill(process: asyncio.subprocess.Process, marker: str, grace_s: float) -> None:

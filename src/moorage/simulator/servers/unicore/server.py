@@ -380,7 +380,8 @@ def _negotiate(request: web.BaseRequest, route: Route) -> str | None:
 
 async def _hang(request: web.BaseRequest) -> Answer:
     """Never answer; ends when the client has gone."""
-    while request.transport is not None and not request.transport.is_closing():
+    # aiohttp has no event for a connection that is lost while its handler runs.
+    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     return Answer(503)
 

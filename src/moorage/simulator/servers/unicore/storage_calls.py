@@ -1,6 +1,8 @@
 """What the calls on storages, files and transfers do. Source: UNICORE-EU/unicorex Storages, Files."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -145,17 +147,14 @@ async def receive(call: Call, path: Path, append: bool) -> int:
     files.make_directory(path.parent)
     written = 0
     try:
-        # Removed, not truncated: a running script or a hard link keeps the old content.
-        if not append:
-            path.unlink(missing_ok=True)
-        with open(path, "ab" if append else "wb") as file:
+        with _open_for_writing(path, append) as file:
             async for piece in call.request.content.iter_any():
                 written += len(piece)
                 if variant == "quota" or written > call.site.config.largest_file:
                     raise OSError(122, "Disk quota exceeded")
                 if variant in ("cut", "size"):
                     piece = piece[: max(1, len(piece) // 2)]
-                _write(file, piece)
+                file.write(piece)
                 if variant == "cut" and call.request.transport is not None:
                     call.request.transport.abort()
                     break
@@ -163,12 +162,18 @@ async def receive(call: Call, path: Path, append: bool) -> int:
         raise Failure(
             500, f"Could not write file: java.io.IOException: TSI_FAILED: {error.strerror}: /{path.name}"
         ) from error
-    path.chmod(0o640)
     return written
 
 
-def _write(file: IO[bytes], piece: bytes) -> None:
-    file.write(piece)
+@contextlib.contextmanager
+def _open_for_writing(path: Path, append: bool) -> Iterator[IO[bytes]]:
+    """The file, readable for the group as the site's umask says."""
+    # Removed, not truncated: a running script or a hard link keeps the old content.
+    if not append:
+        path.unlink(missing_ok=True)
+    with open(path, "ab" if append else "wb") as file:
+        path.chmod(0o640)
+        yield file
 
 
 async def make_directory(call: Call) -> Answer:
