@@ -1,0 +1,439 @@
+"""
+How the jobs are: one observer per system, the check of all paths, and the sweep.
+
+The machine says which jobs it wants to know about and how often (`machine.watches`); an observer asks about all that
+are due, or soon will be, in one call. Readings that say nothing new are not events. What a system calls by itself only
+makes the observer ask earlier. The sweep compares what carries our tag with what the store knows.
+"""
+
+import asyncio
+import heapq
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any, Protocol
+
+from attrs import define, field, frozen
+
+from moorage.core.events import Observed, PathDoubted, StraySeen
+from moorage.core.machine import watches
+from moorage.core.model import (
+    NEVER,
+    Alive,
+    Connecting,
+    Degraded,
+    Doubt,
+    DoubtReason,
+    Gone,
+    Instant,
+    JobId,
+    Left,
+    Observation,
+    Owner,
+    Ready,
+    Session,
+    SessionId,
+    Sighting,
+    SystemName,
+    deployment_tag,
+    parse_tag,
+    tag_of,
+)
+from moorage.performing import Look, Performing, Post, SystemEntry, World, checked_sightings
+from moorage.ports.errors import Malformed, PortError
+from moorage.ports.store import Store
+from moorage.ports.system import Handle, Pushing
+from moorage.ports.tunnels import PathReport
+
+log = logging.getLogger(__name__)
+
+REST = 4
+"""An observer rests this many times as long as its last call took, so that it is never the load it watches."""
+
+SOON = 2
+"""A job is asked about with the others once this part (1/2) of its interval has passed."""
+
+STRAYS_LIMIT = 10_000
+"""Jobs of nobody that are kept in mind; a system that shows more of them is looked at by a person."""
+
+HEAP_SLACK = 1_000
+"""Entries of the heap that were planned anew and wait to be dropped."""
+
+
+class ObservingWorld(World, Protocol):
+    """What is needed of `runner.Ports`."""
+
+    @property
+    def store(self) -> Store: ...
+
+
+@define(eq=False)
+class Watched:
+    """One job that somebody wants to know about."""
+
+    session: SessionId
+    handle: Handle
+    interval_ms: int
+    urgent: bool
+    due: Instant
+    asked_at: Instant | None = None
+    told: Observation | None = None
+
+    @property
+    def soon(self) -> Instant:
+        """From then on it is asked about if somebody else is."""
+        return Instant(self.due - self.interval_ms // SOON)
+
+
+@frozen
+class Stray:
+    """A job with our tag that no session accounts for; cancelled after a grace time."""
+
+    system: SystemName
+    handle: Handle
+    since: Instant
+
+
+@define(eq=False)
+class Observer:
+    """What one system is asked, and when."""
+
+    name: SystemName
+    entry: SystemEntry
+    jobs: dict[JobId, Watched] = field(factory=dict)
+    sessions: dict[SessionId, tuple[JobId, ...]] = field(factory=dict)
+    heap: list[tuple[Instant, JobId]] = field(factory=list)
+    changed: asyncio.Event = field(factory=asyncio.Event)
+    planned: Instant = NEVER
+    owners: dict[Owner, None] = field(factory=dict)
+    answered_at: Instant | None = None
+    failed: str = ""
+    strays: dict[JobId, Stray] = field(factory=dict)
+
+    def plan(self, watched: Watched, due: Instant) -> None:
+        """Ask about a job at `due`."""
+        watched.due = due
+        heapq.heappush(self.heap, (due, watched.handle.job))
+        if len(self.heap) > HEAP_SLACK + 4 * len(self.jobs):
+            self.heap = [(each.due, job) for job, each in self.jobs.items()]
+            heapq.heapify(self.heap)
+        if due < self.planned:
+            self.changed.set()
+
+    def next_due(self) -> Instant:
+        """When the next job is due; entries that were planned anew are dropped."""
+        while self.heap:
+            due, job = self.heap[0]
+            watched = self.jobs.get(job)
+            if watched is not None and watched.due == due:
+                return due
+            heapq.heappop(self.heap)
+        return NEVER
+
+    def drop(self, job: JobId, session: SessionId) -> None:
+        """Nobody wants to know any more."""
+        watched = self.jobs.get(job)
+        if watched is not None and watched.session == session:
+            del self.jobs[job]
+
+
+class Observing:
+    """Asks the systems and the relay on behalf of all sessions."""
+
+    def __init__(self, ports: ObservingWorld, performing: Performing, post: Post, look: Look, deployment: str) -> None:
+        self.ports = ports
+        self.performing = performing
+        self.post = post
+        self.look = look
+        self.deployment = deployment
+        self.observers = {name: Observer(name, entry) for name, entry in ports.systems.items()}
+        self.paths: Mapping[SessionId, PathReport] = {}
+        self.paths_at: Instant | None = None
+
+    def loops(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What has to run: for each system its observer, its sweep and its pushes; and the check of the paths."""
+        for observer in self.observers.values():
+            yield self._observe(observer)
+            yield self._sweep(observer)
+            if isinstance(observer.entry.system, Pushing):
+                yield self._listen(observer, observer.entry.system.watch)
+        yield self._check_paths()
+
+    # What to watch ----------------------------------------------------------------------------------------------------
+
+    def changed(self, session: Session) -> None:
+        """A session was saved: what it wants to know may be something else now."""
+        observer = self.observers.get(session.spec.system)
+        if observer is None:
+            return
+        now = self.ports.clock.now()
+        wanted = watches(session, now)
+        before = observer.sessions.get(session.id, ())
+        if not wanted and not before:
+            return
+        observer.owners[session.spec.key.owner] = None
+        for watch in wanted:
+            self._watch(observer, session, watch.job, watch.interval_ms, watch.urgent, now)
+        jobs = tuple(watch.job for watch in wanted)
+        for job in before:
+            if job not in jobs:
+                observer.drop(job, session.id)
+        if jobs:
+            observer.sessions[session.id] = jobs
+        else:
+            observer.sessions.pop(session.id, None)
+
+    def forget(self, session: SessionId) -> None:
+        """The session is over."""
+        for observer in self.observers.values():
+            for job in observer.sessions.pop(session, ()):
+                observer.drop(job, session)
+
+    def _watch(
+        self, observer: Observer, session: Session, job: JobId, interval_ms: int, urgent: bool, now: Instant
+    ) -> None:
+        watched = observer.jobs.get(job)
+        if watched is None or watched.session != session.id:
+            handle = Handle(session.spec.key.owner, tag_of(session.spec, _attempt_of(session, job)), job)
+            watched = observer.jobs[job] = Watched(session.id, handle, interval_ms, urgent, NEVER)
+        last = now if watched.asked_at is None else watched.asked_at
+        if urgent and not watched.urgent:
+            watched.told = None  # a repeated reading is worth something now
+        watched.interval_ms, watched.urgent = interval_ms, urgent
+        due = Instant(max(now, last + interval_ms))
+        if due != watched.due:
+            observer.plan(watched, due)
+
+    # Asking -----------------------------------------------------------------------------------------------------------
+
+    async def _observe(self, observer: Observer) -> None:
+        """Ask when something is due, never faster than the system can be asked."""
+        clock, rested_at = self.ports.clock, Instant(0)
+        while True:
+            observer.changed.clear()
+            observer.planned = at = Instant(max(observer.next_due(), rested_at))
+            if clock.now() < at:
+                await self.performing.first(observer.changed.wait(), _sleep(clock.sleep_until, at))
+                if clock.now() < at:
+                    continue
+            began = clock.now()
+            await self._ask(observer, began)
+            ended = clock.now()
+            least_ms = int(observer.entry.timeouts.status_first_s * 1000)
+            rested_at = Instant(ended + max(least_ms, REST * (ended - began)))
+
+    async def _ask(self, observer: Observer, now: Instant) -> None:
+        asked = [watched for watched in observer.jobs.values() if watched.soon <= now]
+        if not asked:
+            return
+        handles = [watched.handle for watched in asked]
+        system = observer.entry.system
+        try:
+            said = await self.performing.observe(observer.name, "observe", lambda: system.observe(handles))
+            if not isinstance(said, Mapping):
+                raise Malformed(f"the adapter of {observer.name} answered a status call with no mapping")
+            observer.answered_at, observer.failed = self.ports.clock.now(), ""
+        except PortError as error:
+            # Nothing is known about any of them: that is no event, it only makes the knowledge older.
+            said, observer.failed = {}, error.note
+        after = self.ports.clock.now()
+        for watched in asked:
+            if observer.jobs.get(watched.handle.job) is watched:
+                self._reading(observer, watched, said.get(watched.handle.job), now, after)
+
+    def _reading(self, observer: Observer, watched: Watched, said: object, asked_at: Instant, now: Instant) -> None:
+        watched.asked_at = asked_at
+        session = self.look(watched.session)
+        job = watched.handle.job
+        interval = (
+            next((each.interval_ms for each in watches(session, now) if each.job == job), None) if session else None
+        )
+        if interval is None:
+            observer.drop(job, watched.session)
+            return
+        watched.interval_ms = interval
+        observer.plan(watched, Instant(now + interval))
+        if isinstance(said, Alive | Gone | Doubt) and (watched.urgent or said != watched.told) and _is_news(said):
+            watched.told = said
+            self.post(watched.session, Observed(job, asked_at, said))
+
+    async def _listen(self, observer: Observer, watch: Callable[[], AsyncIterator[JobId]]) -> None:
+        """Hints of the system. They may lie, so a job is asked about earlier, but not more often than it may be."""
+        clock, pause_ms = self.ports.clock, int(observer.entry.timeouts.backoff_cap_s * 1000)
+        least_ms = int(observer.entry.timeouts.status_first_s * 1000)
+        while True:
+            try:
+                async for job in watch():
+                    watched = observer.jobs.get(job)
+                    if watched is not None:
+                        last = Instant(0) if watched.asked_at is None else watched.asked_at
+                        observer.plan(watched, Instant(max(clock.now(), last + least_ms)))
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 (hints are worth nothing more than another try)
+                log.info("%s: pushes ended: %s", observer.name, error)
+            await clock.sleep_until(Instant(clock.now() + pause_ms))
+
+    # Paths ------------------------------------------------------------------------------------------------------------
+
+    async def _check_paths(self) -> None:
+        """Every path, in one call: those in doubt are told to their sessions, those of nobody are closed."""
+        clock = self.ports.clock
+        silent_since = clock.now()
+        while True:
+            fresh_s, stale_s, call_s = self._path_times()
+            await clock.sleep_until(Instant(clock.now() + int(fresh_s * 1000)))
+            try:
+                paths = await self.performing.call(call_s, self.ports.tunnels.list)
+            except PortError as error:
+                log.info("the paths are not known: %s", error.note)
+                if clock.now() - silent_since > stale_s * 1000:
+                    self._doubt_all(f"the relay does not answer: {error.note}")
+                    silent_since = clock.now()
+                continue
+            silent_since = clock.now()
+            self.paths, self.paths_at = paths, silent_since
+            self._judge_paths(paths, stale_s)
+            await self._close_paths_of_nobody(paths, call_s)
+
+    def _path_times(self) -> tuple[float, float, float]:
+        tables = [observer.entry.timeouts for observer in self.observers.values()]
+        return (
+            min((table.probe_fresh_s for table in tables), default=10),
+            min((table.probe_stale_s for table in tables), default=60),
+            min((table.call_s for table in tables), default=30),
+        )
+
+    def _ready(self) -> Iterator[tuple[SessionId, Ready, float]]:
+        for observer in self.observers.values():
+            for session in list(observer.sessions):
+                known = self.look(session)
+                if known is not None and isinstance(known.state, Ready):
+                    yield session, known.state, known.spec.timeouts.probe_stale_s
+
+    def _doubt_all(self, note: str) -> None:
+        for session, _, _ in list(self._ready()):
+            self.post(session, PathDoubted(note))
+
+    def _judge_paths(self, paths: Mapping[SessionId, PathReport], stale_s: float) -> None:
+        now = self.ports.clock.now()
+        for session, state, own_stale_s in list(self._ready()):
+            limit_s = max(stale_s, own_stale_s)
+            path = paths.get(session)
+            if path is None:
+                # Opened after the list was made? Then the next look will show it.
+                if now - state.since > limit_s * 1000:
+                    self.post(session, PathDoubted("the relay has no path for this session"))
+            elif path.lost:
+                self.post(session, PathDoubted(path.note))
+            elif path.good_age_s is not None and path.good_age_s > limit_s:
+                self.post(session, PathDoubted(f"nothing has come through for {path.good_age_s:.0f} s"))
+
+    async def _close_paths_of_nobody(self, paths: Mapping[SessionId, PathReport], call_s: float) -> None:
+        """Paths whose session is over or has no use for one: left by a process that died at a bad moment."""
+        for session in paths:
+            if self._may_have_path(session):
+                continue
+            stored = await self.ports.store.load(session) if self.look(session) is None else None
+            if stored is not None and isinstance(stored.session.state, Connecting | Ready | Degraded):
+                continue
+            if self._may_have_path(session):
+                continue  # it came up while the store was asked
+            log.warning("session %s has no use for its path; it is closed", session)
+            try:
+                await self.performing.call(call_s, lambda session=session: self.ports.tunnels.close(session))  # type: ignore[misc]
+            except PortError as error:
+                log.info("session %s: its path is still there: %s", session, error.note)
+
+    def _may_have_path(self, session: SessionId) -> bool:
+        known = self.look(session)
+        if known is None:
+            return False
+        if isinstance(known.state, Connecting | Ready | Degraded):
+            return True
+        return any(left.kind is Left.TUNNEL for left in known.residue)  # the machine is closing it
+
+    # Sweep ------------------------------------------------------------------------------------------------------------
+
+    async def _sweep(self, observer: Observer) -> None:
+        """Compare the system's jobs with the store, once soon after the start and then now and then."""
+        clock, timeouts = self.ports.clock, observer.entry.timeouts
+        await clock.sleep_until(Instant(clock.now() + int(timeouts.lookup_s * 1000)))
+        while True:
+            for owner in _one_per_account(observer):
+                await self._sweep_account(observer, owner)
+            await clock.sleep_until(Instant(clock.now() + int(timeouts.sweep_s * 1000)))
+
+    async def _sweep_account(self, observer: Observer, owner: Owner) -> None:
+        tag, system = deployment_tag(self.deployment), observer.entry.system
+        try:
+            found = await self.performing.observe(observer.name, "sweep", lambda: system.find(tag, owner))
+            sightings = checked_sightings(found, observer.name)
+            for sighting in sightings:
+                if sighting.alive:
+                    await self._account_for(observer, owner, sighting)
+        except PortError as error:
+            log.info("%s: not swept: %s", observer.name, error.note)
+            return
+        seen = {sighting.job for sighting in sightings if sighting.alive}
+        for job, stray in list(observer.strays.items()):
+            if stray.handle.owner == owner and job not in seen:
+                del observer.strays[job]
+
+    async def _account_for(self, observer: Observer, owner: Owner, sighting: Sighting) -> None:
+        """A living job with our tag: known, or told to its session, or a stray."""
+        named = parse_tag(sighting.tag)
+        if named is None:
+            return
+        session_id, attempt = named
+        session = self.look(session_id)
+        if session is None:
+            stored = await self.ports.store.load(session_id)
+            session = None if stored is None else stored.session
+        if session is None:
+            await self._stray(observer, Handle(owner, sighting.tag, sighting.job))
+        elif not _knows(session, sighting.job):
+            self.post(session_id, StraySeen(attempt, sighting.job))
+
+    async def _stray(self, observer: Observer, handle: Handle) -> None:
+        """
+        A job of no session: of a store that was lost or set back. It is kept for a grace time, then cancelled.
+
+        Until then people can see it: it is residue that nobody else has.
+        """
+        now, timeouts = self.ports.clock.now(), observer.entry.timeouts
+        stray = observer.strays.get(handle.job)
+        if stray is None:
+            if len(observer.strays) < STRAYS_LIMIT:
+                observer.strays[handle.job] = Stray(observer.name, handle, now)
+            return
+        if now - stray.since < timeouts.stray_grace_s * 1000:
+            return
+        log.warning("%s: job %s carries our tag and belongs to no session; it is cancelled", observer.name, handle.job)
+        await self.performing.cancel_stray(observer.name, handle)
+
+
+def _one_per_account(observer: Observer) -> list[Owner]:
+    """Owners to look on behalf of: people with one account see the same jobs."""
+    accounts: dict[str, Owner] = {}
+    for owner in observer.owners:
+        accounts.setdefault(observer.entry.system.account(owner), owner)
+    return list(accounts.values())
+
+
+def _attempt_of(session: Session, job: JobId) -> int:
+    return next((left.attempt for left in session.residue if left.job == job), session.attempt)
+
+
+def _knows(session: Session, job: JobId) -> bool:
+    state_job = getattr(session.state, "job", None)
+    if state_job is not None and state_job.id == job:
+        return True
+    return any(left.kind is Left.JOB and left.job == job for left in session.residue)
+
+
+def _is_news(said: Observation) -> bool:
+    return not isinstance(said, Doubt) or said.reason is DoubtReason.NOT_LISTED
+
+
+async def _sleep(sleep_until: Callable[[Instant], Coroutine[Any, Any, None]], at: Instant) -> None:
+    await sleep_until(at)

@@ -1,0 +1,522 @@
+"""
+Effects into calls: each effect is one bounded call over a port and ends in exactly one event.
+
+A system is behind a bulkhead. Its calls run in lanes (submit, status, cancel, path), each with places of its own, so
+that hanging submits hold up no cancel; two lanes have circuit breakers, cancel has none. Nothing here retries: what
+failed is an event, and the machine decides. An adapter that raises what it may not, hangs, or answers with something
+of the wrong type is a typed failure of this one call.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, Protocol, TypeVar, assert_never
+
+from attrs import define, field, frozen
+
+from moorage.core.admission import Gate
+from moorage.core.backoff import RetryBudget
+from moorage.core.breaker import Breaker
+from moorage.core.effects import (
+    Cancel,
+    CloseTunnel,
+    Effect,
+    Find,
+    OpenTunnel,
+    Probe,
+    Publish,
+    ReadEndpoint,
+    ReadLog,
+    Remove,
+    Report,
+    Revoke,
+    Submit,
+    Withdraw,
+)
+from moorage.core.events import (
+    CancelAnswered,
+    EffectFailed,
+    EndpointRead,
+    Event,
+    Found,
+    LogRead,
+    Probed,
+    Published,
+    Removed,
+    Revoked,
+    Submitted,
+    TunnelClosed,
+    TunnelOpened,
+    Withdrawn,
+)
+from moorage.core.gate import Unproven, check_document
+from moorage.core.model import (
+    Alive,
+    Doubt,
+    Endpoint,
+    Failure,
+    FailureKind,
+    Gone,
+    Instant,
+    JobId,
+    Route,
+    Session,
+    SessionId,
+    SessionSpec,
+    Sighting,
+    SystemName,
+    Tag,
+    Waiting,
+    Why,
+)
+from moorage.core.plan import ENDPOINT_NAME, LOG_NAME
+from moorage.core.progress import Progress
+from moorage.core.timeouts import Timeouts
+from moorage.ports.clock import Clock
+from moorage.ports.credentials import Credentials, Vault
+from moorage.ports.errors import Malformed, Overloaded, PortError, Unanswered, Unreachable
+from moorage.ports.hub import Hub
+from moorage.ports.system import Handle, System
+from moorage.ports.tunnels import ProbeResult, Tunnels
+
+log = logging.getLogger(__name__)
+
+JOB_ID_LIMIT = 2_000
+"""Characters of a job's id; UNICORE's are URLs. A longer one is an adapter gone wrong."""
+
+STDERR_NAME = "stderr"
+"""What the job itself wrote, for a launcher that never came as far as the lab's log."""
+
+PATH_CALLS = 64
+"""Path calls of one system at once: they go to the relay, which bounds connects per host itself."""
+
+Answer = TypeVar("Answer")
+
+
+@frozen
+class SystemEntry:
+    """
+    A system as the runner has it.
+
+    Args:
+        destinations: Hosts that its launchers may name besides the job's own node.
+        calls: How many calls of one lane run at once.
+        queue: How many may wait for that; beyond it calls are refused as overloaded.
+        closed: Why nobody may start now (maintenance, drained), or `None`; asked at every admission.
+    """
+
+    system: System
+    timeouts: Timeouts = field(factory=Timeouts)
+    destinations: tuple[str, ...] = ()
+    calls: int = 16
+    queue: int = 1_000
+    closed: Callable[[Instant], str | None] = lambda _now: None
+
+
+class Kind(Enum):
+    """The lanes of a system."""
+
+    SUBMIT = "submit"
+    STATUS = "status"
+    CANCEL = "cancel"
+    PATH = "path"
+
+
+@define(eq=False)
+class Lane:
+    """One kind of call to one system: places, a queue, and what happened lately."""
+
+    places: asyncio.Semaphore
+    queue: int
+    breaker: Breaker | None
+    waiting: int = 0
+    running: int = 0
+    counted: Counter[str] = field(factory=Counter)
+
+    def blocked(self, now: Instant) -> bool:
+        """Whether the breaker lets no call through now."""
+        return self.breaker is not None and self.breaker.places(now) == 0
+
+
+class World(Protocol):
+    """What is needed of `runner.Ports`."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def hub(self) -> Hub: ...
+    @property
+    def tunnels(self) -> Tunnels: ...
+    @property
+    def credentials(self) -> Credentials: ...
+    @property
+    def vault(self) -> Vault: ...
+    @property
+    def systems(self) -> Mapping[SystemName, SystemEntry]: ...
+
+
+Post = Callable[[SessionId, Event], None]
+Look = Callable[[SessionId], Session | None]
+
+
+@define(eq=False)
+class _Submission:
+    """A submit under way. `called`: the system has been asked, so it may happen."""
+
+    task: "asyncio.Task[None]"
+    begun: bool = False
+    called: bool = False
+    given_up: bool = False
+
+
+class Performing:
+    """Performs effects for the runner."""
+
+    def __init__(self, ports: World, post: Post, look: Look) -> None:
+        self.ports = ports
+        self.post = post
+        self.look = look
+        # A dict keeps the order of starting, so that a crash in virtual time ends tasks in the same order each run.
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.lanes = {
+            (name, kind): _lane(name, entry, kind, number)
+            for number, (name, entry) in enumerate(sorted(ports.systems.items()))
+            for kind in Kind
+        }
+        self.budgets = {name: RetryBudget() for name in ports.systems}
+        self.submissions: dict[SessionId, _Submission] = {}
+        self.reports: dict[SessionId, tuple[SessionSpec, Progress] | None] = {}
+
+    def loops(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """Nothing runs here by itself."""
+        return iter(())
+
+    # Admission --------------------------------------------------------------------------------------------------------
+
+    def gate(self, name: SystemName, now: Instant) -> Gate:
+        """How open a system is for new sessions."""
+        entry, lane = self.ports.systems[name], self.lanes[name, Kind.SUBMIT]
+        reason = entry.closed(now)
+        if reason is not None:
+            return Gate(Why.MAINTENANCE, reason)
+        assert lane.breaker is not None
+        places = lane.breaker.places(now)
+        if places == 0:
+            return Gate(Why.BREAKER, f"{name} does not take jobs at the moment; it is tried again by itself")
+        return Gate(places=places, retries=None if self.budgets[name].allows_retry(now) else 0)
+
+    def admitted(self, session: Session, now: Instant) -> None:
+        """A place was given: its submit counts from now on."""
+        name, state = session.spec.system, session.state
+        retry = isinstance(state, Waiting) and state.tries > 0
+        self.budgets[name] = self.budgets[name].spent(now, retry=retry)
+        lane = self.lanes[name, Kind.SUBMIT]
+        assert lane.breaker is not None
+        lane.breaker = lane.breaker.started(now)
+
+    # Effects ----------------------------------------------------------------------------------------------------------
+
+    def start(self, session: SessionId, spec: SessionSpec, effects: Iterable[Effect]) -> None:
+        """Start every effect, in order; each ends in one event for the session."""
+        for effect in effects:
+            if isinstance(effect, Report):
+                self._report(spec, effect.progress)
+                continue
+            task = self._spawn(self._perform(spec, effect))
+            if isinstance(effect, Submit):
+                self.submissions[session] = _Submission(task)
+
+    def give_up_submit(self, session: SessionId) -> None:
+        """A stop has overtaken the submit: what has not been asked yet is not asked any more."""
+        submission = self.submissions.get(session)
+        if submission is not None:
+            submission.given_up = True
+            # A task that is cancelled before its first step would end without its event.
+            if submission.begun:
+                submission.task.cancel()
+
+    async def first(self, *works: Coroutine[Any, Any, Any]) -> None:
+        """Return when one of them is done; the others are given up."""
+        tasks = [self._spawn(work) for work in works]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks[task] = None
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("performing an effect failed with a bug", exc_info=task.exception())
+
+    async def _perform(self, spec: SessionSpec, effect: Effect) -> None:
+        submission = self.submissions.get(spec.id) if isinstance(effect, Submit) else None
+        try:
+            if submission is not None:
+                submission.begun = True
+                if submission.given_up:
+                    raise Unreachable("given up because the session is to end")
+            event = await self._answer(spec, effect)
+        except PortError as error:
+            event = EffectFailed(effect, error.as_failure())
+        except asyncio.CancelledError:
+            # A stop has overtaken the submit; or this process works no more, and then `post` drops the event.
+            called = submission is None or submission.called
+            kind = FailureKind.UNANSWERED if called else FailureKind.UNREACHABLE
+            event = EffectFailed(effect, Failure(kind, "given up because the session is to end"))
+        finally:
+            if submission is not None:
+                self.submissions.pop(spec.id, None)
+        self.post(spec.id, event)
+
+    async def _answer(self, spec: SessionSpec, effect: Effect) -> Event:
+        match effect:
+            case Submit():
+                return await self._submit(spec, effect)
+            case Find(tag=tag):
+                asked_at = self.ports.clock.now()
+                sightings = await self._find(spec, tag)
+                return Found(effect.attempt, asked_at, sightings)
+            case Cancel():
+                return await self._cancel(spec, effect)
+            case ReadEndpoint():
+                return await self._read_endpoint(spec, effect)
+            case ReadLog():
+                return LogRead(effect.job, await self._read_log(spec, effect))
+            case Remove(job=job):
+                handle = Handle(spec.key.owner, effect.tag, job)
+                await self._on_system(spec, Kind.CANCEL, "remove", lambda system: system.remove(handle))
+                return Removed(job)
+            case OpenTunnel(number=number):
+                return TunnelOpened(number, await self._open(spec, effect))
+            case Probe(number=number):
+                return await self._probe(spec, number)
+            case CloseTunnel():
+                await self._bounded(spec.timeouts.tunnel_close_s, lambda: self.ports.tunnels.close(spec.id))
+                return TunnelClosed()
+            case Publish(route=route):
+                await self._bounded(spec.timeouts.call_s, lambda: self.ports.hub.publish(spec, route))
+                return Published(route)
+            case Withdraw():
+                await self._bounded(spec.timeouts.call_s, lambda: self.ports.hub.withdraw(spec))
+                return Withdrawn()
+            case Revoke():
+                await self._bounded(spec.timeouts.call_s, lambda: self.ports.credentials.revoke(spec.id))
+                return Revoked()
+            case Report():
+                raise AssertionError("reports are lossy and have no answer")
+            case _:
+                assert_never(effect)
+
+    async def _submit(self, spec: SessionSpec, effect: Submit) -> Event:
+        await self._bounded(spec.timeouts.call_s, lambda: self.ports.credentials.issue(spec, effect.attempt))
+
+        async def call(system: System) -> JobId:
+            submission = self.submissions.get(spec.id)
+            if submission is not None:
+                submission.called = True
+            return await system.submit(effect.tag, spec)
+
+        job = await self._on_system(spec, Kind.SUBMIT, "submit", call, spec.timeouts.submit_s)
+        if not isinstance(job, str) or not 0 < len(job) <= JOB_ID_LIMIT:
+            raise Malformed(f"the adapter of {spec.system} answered a submit with no job id")
+        return Submitted(effect.attempt, job)
+
+    async def _find(self, spec: SessionSpec, tag: Tag) -> tuple[Sighting, ...]:
+        owner = spec.key.owner
+        found = await self._on_system(spec, Kind.STATUS, "find", lambda system: system.find(tag, owner))
+        return checked_sightings(found, spec.system)
+
+    async def _cancel(self, spec: SessionSpec, effect: Cancel) -> Event:
+        handle = Handle(spec.key.owner, effect.tag, effect.job)
+        asked_at = self.ports.clock.now()
+        said = await self._on_system(spec, Kind.CANCEL, "cancel", lambda system: system.cancel(handle))
+        if not isinstance(said, Alive | Gone | Doubt):
+            raise Malformed(f"the adapter of {spec.system} answered a cancel with no observation")
+        return CancelAnswered(effect.job, asked_at, said)
+
+    async def _read_endpoint(self, spec: SessionSpec, effect: ReadEndpoint) -> Event:
+        handle = Handle(spec.key.owner, effect.tag, effect.job)
+        report = await self._on_system(spec, Kind.STATUS, "read", lambda system: system.read(handle, ENDPOINT_NAME))
+        if report is None:
+            return EndpointRead(effect.attempt, effect.job, None)
+        endpoint = await self._proven_endpoint(spec, effect, report)
+        return EndpointRead(effect.attempt, effect.job, endpoint)
+
+    async def _proven_endpoint(self, spec: SessionSpec, effect: ReadEndpoint, report: bytes) -> Endpoint:
+        """What the launcher said about itself. A file that anybody else wrote is worth nothing."""
+        try:
+            secret = await self._bounded(spec.timeouts.call_s, lambda: self.ports.vault.gate(spec.id, effect.attempt))
+            said = check_document(secret, "endpoint", effect.tag, report)
+            return Endpoint(str(said["host"]), int(said["port"]), str(said.get("socket") or ""), str(said["nonce"]))
+        except KeyError as error:
+            raise Malformed(f"the launcher's report lacks {error}, or its secret is gone") from error
+        except (Unproven, TypeError, ValueError) as error:
+            raise Malformed(f"the launcher's report is not believed: {error}") from error
+
+    async def _read_log(self, spec: SessionSpec, effect: ReadLog) -> str:
+        handle = Handle(spec.key.owner, effect.tag, effect.job)
+        for name in (LOG_NAME, STDERR_NAME):
+            text = await self._on_system(spec, Kind.STATUS, "read", lambda system, name=name: system.read(handle, name))  # type: ignore[misc]
+            if text:
+                return bytes(text).decode("utf-8", "replace")
+        return ""
+
+    async def _open(self, spec: SessionSpec, effect: OpenTunnel) -> Route:
+        def call() -> Awaitable[Route]:
+            return self.ports.tunnels.open(spec, effect.attempt, effect.job, effect.endpoint)
+
+        seconds = spec.timeouts.connect_s + spec.timeouts.call_s
+        route = await self._in_lane(spec.system, Kind.PATH, "open", seconds, call)
+        if not isinstance(route, Route):
+            raise Malformed("the relay answered with no route")
+        return route
+
+    async def _probe(self, spec: SessionSpec, number: int) -> Event:
+        seconds = 2 * spec.timeouts.probe_s  # the relay keeps to the deadline itself; this is for a relay that hangs
+        result = await self._in_lane(
+            spec.system, Kind.PATH, "probe", seconds, lambda: self.ports.tunnels.probe(spec.id)
+        )
+        if not isinstance(result, ProbeResult):
+            raise Malformed("the relay answered a probe with no result")
+        return Probed(number, result.good, result.note)
+
+    # Calls ------------------------------------------------------------------------------------------------------------
+
+    async def _on_system(
+        self,
+        spec: SessionSpec,
+        kind: Kind,
+        verb: str,
+        call: Callable[[System], Awaitable[Answer]],
+        deadline_s: float | None = None,
+    ) -> Answer:
+        entry = self.ports.systems.get(spec.system)
+        if entry is None:
+            raise Unreachable(f"{spec.system} is not configured any more")
+        seconds = spec.timeouts.call_s if deadline_s is None else deadline_s
+        return await self._in_lane(spec.system, kind, verb, seconds, lambda: call(entry.system))
+
+    async def observe(self, name: SystemName, verb: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """A status call on behalf of many sessions, through the same lane and breaker as everybody's."""
+        return await self._in_lane(name, Kind.STATUS, verb, self.ports.systems[name].timeouts.call_s, call)
+
+    async def cancel_stray(self, name: SystemName, job: Handle) -> None:
+        """End a job that belongs to no session; what comes of it the next sweep shows."""
+        entry = self.ports.systems[name]
+        try:
+            await self._in_lane(name, Kind.CANCEL, "cancel", entry.timeouts.call_s, lambda: entry.system.cancel(job))
+        except PortError as error:
+            log.info("%s: stray job %s is still there: %s", name, job.job, error.note)
+
+    async def call(self, seconds: float, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """A call that concerns no single system, bounded like all others."""
+        return await self._bounded(seconds, call)
+
+    async def _in_lane(
+        self, name: SystemName, kind: Kind, verb: str, seconds: float, call: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """One call: wait for a place, make it within its deadline, tell the breaker."""
+        lane = self.lanes.get((name, kind))
+        if lane is None:
+            raise Unreachable(f"{name} is not configured any more")
+        now = self.ports.clock.now()
+        if lane.blocked(now) and kind is not Kind.SUBMIT:
+            # Admission has asked the breaker of submits already, and has a place for this very call.
+            raise Unreachable(f"{name} does not answer at the moment; it is tried again by itself")
+        if lane.waiting >= lane.queue:
+            raise Overloaded(f"{lane.queue} calls to {name} are waiting already")
+        lane.waiting += 1
+        try:
+            await lane.places.acquire()
+        finally:
+            lane.waiting -= 1
+        lane.running += 1
+        lane.counted[verb] += 1
+        if lane.breaker is not None and kind is not Kind.SUBMIT:
+            lane.breaker = lane.breaker.started(self.ports.clock.now())
+        try:
+            answer = await self._bounded(seconds, call)
+        except PortError as error:
+            lane.counted[f"{verb} failed"] += 1
+            if lane.breaker is not None:
+                lane.breaker = lane.breaker.failed(error.kind, self.ports.clock.now())
+            raise
+        else:
+            if lane.breaker is not None:
+                lane.breaker = lane.breaker.succeeded()
+            return answer
+        finally:
+            lane.running -= 1
+            lane.places.release()
+
+    async def _bounded(self, seconds: float, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """
+        The answer within a deadline, or a `PortError`.
+
+        Anything else that an adapter raises is its bug, loud in the log, and may have happened; so is a cancellation
+        that nobody asked for. A vault's `KeyError` is a word of its contract.
+        """
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(seconds):
+                return await call()
+        except TimeoutError as error:
+            raise Unanswered(f"no answer within {seconds:g} s") from error
+        except (PortError, KeyError):
+            raise
+        except asyncio.CancelledError as error:
+            if task is not None and task.cancelling():
+                raise
+            raise Malformed("the adapter gave its own call up") from error
+        except Exception as error:
+            log.critical("an adapter raised what it may not", exc_info=error)
+            raise Malformed(f"the adapter failed with a bug: {type(error).__name__}") from error
+
+    # Reports ----------------------------------------------------------------------------------------------------------
+
+    def _report(self, spec: SessionSpec, progress: Progress) -> None:
+        """Tell the Hub, one report at a time for each session; what is overtaken meanwhile is not told."""
+        busy = spec.id in self.reports
+        self.reports[spec.id] = (spec, progress)
+        if not busy:
+            self._spawn(self._tell(spec.id))
+
+    async def _tell(self, session: SessionId) -> None:
+        try:
+            while (told := self.reports[session]) is not None:
+                self.reports[session] = None
+                await self._tell_once(*told)
+        finally:
+            del self.reports[session]
+
+    async def _tell_once(self, spec: SessionSpec, progress: Progress) -> None:
+        try:
+            await self._bounded(spec.timeouts.call_s, lambda: self.ports.hub.report(spec, progress))
+        except PortError as error:
+            log.info("session %s: progress not reported: %s", spec.id, error.note)
+
+
+def checked_sightings(found: object, name: SystemName) -> tuple[Sighting, ...]:
+    """A lookup's answer; an adapter that answers with something else must not end a session."""
+    if not isinstance(found, Sequence) or not all(isinstance(each, Sighting) for each in found):
+        raise Malformed(f"the adapter of {name} answered a lookup with something else")
+    return tuple(found)
+
+
+def _lane(name: SystemName, entry: SystemEntry, kind: Kind, number: int) -> Lane:
+    calls = PATH_CALLS if kind is Kind.PATH else entry.calls
+    seed = sum(map(ord, name)) * 8 + number
+    breaker = Breaker(seed) if kind in (Kind.SUBMIT, Kind.STATUS) else None
+    return Lane(asyncio.Semaphore(calls), entry.queue, breaker)
+
+
+__all__ = ["Kind", "Performing", "SystemEntry", "checked_sightings"]

@@ -1,0 +1,517 @@
+"""
+The runner: the only code that waits.
+
+    take an event -> read the clock once -> step -> save state and event -> perform the effects -> each ends in an event
+
+One event at a time per session, any number of sessions at once. What is not saved has not been decided, so nothing is
+done before the save, with one exception: what only removes things is done even if the store is full.
+`performing.py` turns effects into calls, `observing.py` asks the systems how the jobs are.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+from attrs import define, field, frozen
+
+from moorage.core.admission import Taken, admit, in_line, takes_place
+from moorage.core.effects import REMOVING, Effect
+from moorage.core.events import Admitted, Event, Held, Observed, Resumed, StopAsked, Woke
+from moorage.core.limits import Limits
+from moorage.core.machine import Decision, begin, step, wake_at
+from moorage.core.model import (
+    NEVER,
+    Ended,
+    Instant,
+    Ready,
+    Session,
+    SessionId,
+    SessionKey,
+    SessionSpec,
+    Stopping,
+    Submitting,
+    SystemName,
+    Waiting,
+    Why,
+)
+from moorage.core.progress import progress_of
+from moorage.observing import Observing
+from moorage.performing import Performing, SystemEntry
+from moorage.ports.clock import Choices, Clock
+from moorage.ports.credentials import Credentials, Vault
+from moorage.ports.errors import LimitReached, Refused, StaleVersion, StoreFailed
+from moorage.ports.hub import Hub
+from moorage.ports.sessions import StartRequest, Step, View
+from moorage.ports.store import Store
+from moorage.ports.tunnels import Tunnels
+from moorage.ports.wakeups import Wakeups
+
+log = logging.getLogger(__name__)
+
+STORE_RETRY_MS = (250, 5_000)
+"""Between two tries to save a decision: first, and at most. Short, because meanwhile the session stands still."""
+
+ADMISSION_PAUSE_MS = 1_000
+"""A breaker that closes, or a minute's budget that comes back, is noticed after this time at the latest."""
+
+
+@frozen
+class Ports:
+    """The world as the runner sees it."""
+
+    store: Store
+    wakeups: Wakeups
+    clock: Clock
+    choices: Choices
+    hub: Hub
+    tunnels: Tunnels
+    credentials: Credentials
+    vault: Vault
+    systems: Mapping[SystemName, SystemEntry]
+
+
+@define(eq=False)
+class Live:
+    """A session that this process works on: what is saved of it, and the events that wait for it."""
+
+    id: SessionId
+    session: Session | None = None
+    version: int = 0
+    mailbox: deque[tuple[Event, asyncio.Future[None] | None]] = field(factory=deque)
+    worker: asyncio.Task[None] | None = None
+    created: asyncio.Future[None] | None = None
+    wake_at: Instant = NEVER
+    followers: list[asyncio.Event] = field(factory=list)
+
+
+Watcher = Callable[[Session | None, Event | None, Decision, Instant], None]
+"""Told of every saved decision: the session before (`None` at its creation), the event, what follows, and when."""
+
+
+class Runner:
+    """
+    Carries sessions through their lives; implements the port `Sessions`.
+
+    Use as an async context manager: entering takes up every unfinished session of the store, leaving stops working
+    and leaves the sessions as they are.
+    """
+
+    def __init__(
+        self, ports: Ports, limits: Limits, deployment: str = "moorage", watchers: Iterable[Watcher] = ()
+    ) -> None:
+        self.ports = ports
+        self.limits = limits
+        self.deployment = deployment
+        self.watchers = list(watchers)
+        self.live: dict[SessionId, Live] = {}
+        self.keys: dict[SessionKey, list[SessionId]] = {}
+        self.waiting: set[SessionId] = set()
+        self.admitting: set[SessionId] = set()
+        self.taken = Taken()
+        # A dict keeps the order of starting, so that a crash in virtual time ends tasks in the same order each run.
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.closing = False
+        self._admission_due = asyncio.Event()
+        self.performing = Performing(ports, self.post, self.session)
+        self.observing = Observing(ports, self.performing, self.post, self.session, deployment)
+
+    # The driving port -------------------------------------------------------------------------------------------------
+
+    async def start(self, request: StartRequest) -> SessionId:
+        """See `Sessions.start`."""
+        entry = self.ports.systems.get(request.system)
+        if entry is None:
+            known = ", ".join(sorted(self.ports.systems))
+            raise Refused(f"there is no system {request.system!r}; there are: {known}")
+        present = self._up(request.key)
+        if present is not None:
+            if present.created is not None:
+                await asyncio.shield(present.created)
+            return present.id
+        live = self._create(request, entry)
+        # The caller may give up waiting; the session that was asked for comes into being all the same.
+        assert live.created is not None
+        await asyncio.shield(live.created)
+        return live.id
+
+    async def stop(self, session: SessionId, by: str = "user") -> None:
+        """See `Sessions.stop`."""
+        if await self._find(session) is None:
+            raise KeyError(session)
+        saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.post(session, StopAsked(by), saved)
+        await asyncio.shield(saved)
+
+    async def get(self, session: SessionId) -> View:
+        """See `Sessions.get`."""
+        stored = await self._find(session)
+        if stored is None:
+            raise KeyError(session)
+        found, version = stored
+        return View(found, version, progress_of(found.state), self._place(found))
+
+    async def follow(self, session: SessionId, after: int = 0) -> AsyncIterator[Step]:
+        """See `Sessions.follow`."""
+        stored = await self._find(session)
+        if stored is None:
+            raise KeyError(session)
+        past, position = begin(stored[0].spec).session, 0
+        changed = asyncio.Event()
+        live = self.live.get(session)
+        if live is not None:
+            live.followers.append(changed)
+        try:
+            while True:
+                changed.clear()
+                entries = await self.ports.store.log(session, position)
+                for entry in entries:
+                    if entry.event is not None:
+                        past = step(past, entry.event, entry.at).session
+                    position = entry.version
+                    if position > after:
+                        name = "Started" if entry.event is None else type(entry.event).__name__
+                        yield Step(position, entry.at, name, progress_of(past.state))
+                if isinstance(past.state, Ended) and not entries:
+                    return
+                if not entries:
+                    await changed.wait()
+        finally:
+            if live is not None:
+                live.followers.remove(changed)
+
+    # Life of the runner -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "Runner":
+        now = self.ports.clock.now()
+        for stored in await self.ports.store.unfinished():
+            live = self._adopt(stored.session, stored.version)
+            live.wake_at = wake_at(stored.session)
+            await self.ports.wakeups.wake(live.id, max(now, live.wake_at))
+            self.post(live.id, Resumed())
+        self.spawn(self._run_wakeups())
+        self.spawn(self._admission_loop())
+        for loop in (*self.performing.loops(), *self.observing.loops()):
+            self.spawn(loop)
+        self._admission_due.set()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop working. Sessions stay as they are; calls under way are given up, so their outcome is unknown."""
+        self.closing = True
+        # Ending one may start another (a task that cleans up after itself), so look again until there are none.
+        while tasks := [*self.tasks, *self.performing.tasks]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task of this runner; one that dies of an exception is a bug and says so."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks[task] = None
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a part of the runner died", exc_info=task.exception())
+
+    async def _run_wakeups(self) -> None:
+        await self.ports.wakeups.run(self._woke)
+
+    async def _woke(self, session: SessionId) -> None:
+        if session in self.live:
+            self.post(session, Woke())
+
+    # Events -----------------------------------------------------------------------------------------------------------
+
+    def session(self, session: SessionId) -> Session | None:
+        """The session as last saved, if this process works on it."""
+        live = self.live.get(session)
+        return None if live is None else live.session
+
+    def post(self, session: SessionId, event: Event, saved: "asyncio.Future[None] | None" = None) -> None:
+        """Put an event into the session's mailbox; returns at once. A newer reading replaces one not yet taken."""
+        if self.closing:
+            return
+        live = self.live.get(session)
+        if live is None:
+            live = self.live[session] = Live(session)
+        if isinstance(event, Observed):
+            for index, (other, _) in enumerate(live.mailbox):
+                if isinstance(other, Observed) and other.job == event.job:
+                    live.mailbox[index] = (event, None)
+                    return
+        live.mailbox.append((event, saved))
+        if live.worker is None:
+            live.worker = self.spawn(self._work(live))
+
+    async def _work(self, live: Live) -> None:
+        """Take the events of one session, one at a time, until there are none."""
+        try:
+            while live.mailbox:
+                event, saved = live.mailbox.popleft()
+                await self._handle(live, event)
+                if saved is not None and not saved.done():
+                    saved.set_result(None)
+        finally:
+            live.worker = None
+            if live.session is None or (live.session.over and not live.mailbox):
+                self._forget(live)
+
+    async def _handle(self, live: Live, event: Event) -> None:
+        """
+        One event: decide, save, perform.
+
+        1. Somebody else may have moved the session on: then it is loaded and decided anew.
+        2. The store may be full or away: the decision is tried again until it is saved or the process ends, and only
+           what removes things is done meanwhile, once.
+        3. A session that took the last place at the same moment as another one goes on waiting.
+        """
+        removed = False
+        retry_ms = STORE_RETRY_MS[0]
+        while True:
+            if live.session is None and not await self._load(live):
+                return
+            before = live.session
+            assert before is not None
+            now = self.ports.clock.now()
+            decision = step(before, event, now)
+            if decision.session is before:
+                if isinstance(event, Woke):
+                    await self._plan(live, decision.wake_at, again=True)
+                break
+            try:
+                await self._save(live, event, decision, now)
+                break
+            except StaleVersion:
+                live.session = None
+            except LimitReached:
+                break
+            except StoreFailed as error:
+                log.warning("session %s: not saved: %s", live.id, error)
+                if not removed:
+                    self.performing.start(live.id, before.spec, only(decision.effects, REMOVING))
+                    removed = True
+                await self.ports.clock.sleep_until(Instant(now + retry_ms))
+                retry_ms = min(2 * retry_ms, STORE_RETRY_MS[1])
+        if isinstance(event, Admitted):
+            self._admission_answered(live)
+
+    async def _save(self, live: Live, event: Event, decision: Decision, now: Instant) -> None:
+        before, after = live.session, decision.session
+        assert before is not None
+        takes = takes_place(after) and not takes_place(before)
+        limits = self.limits if takes else None
+        live.version = await self.ports.store.save(after, event, now, live.version, limits)
+        live.session = after
+        self._account(live, before, after)
+        if decision.wake_at != live.wake_at:
+            await self._plan(live, decision.wake_at)
+        for watcher in self.watchers:
+            watcher(before, event, decision, now)
+        if isinstance(before.state, Submitting) and isinstance(after.state, Stopping):
+            self.performing.give_up_submit(live.id)
+        self.performing.start(live.id, after.spec, decision.effects)
+        for follower in live.followers:
+            follower.set()
+
+    async def _plan(self, live: Live, at: Instant, again: bool = False) -> None:
+        live.wake_at = at
+        if at != NEVER or again:
+            await self.ports.wakeups.wake(live.id, at)
+
+    async def _load(self, live: Live) -> bool:
+        stored = await self.ports.store.load(live.id)
+        if stored is None:
+            return False
+        live.session, live.version = stored.session, stored.version
+        self._account(live, None, stored.session)
+        return True
+
+    async def _find(self, session: SessionId) -> tuple[Session, int] | None:
+        live = self.live.get(session)
+        if live is not None and live.created is not None:
+            await asyncio.shield(live.created)
+        if live is not None and live.session is not None:
+            return live.session, live.version
+        stored = await self.ports.store.load(session)
+        return None if stored is None else (stored.session, stored.version)
+
+    # Coming and going -------------------------------------------------------------------------------------------------
+
+    def _up(self, key: SessionKey) -> Live | None:
+        """The session of this key that is up or coming up."""
+        for session in self.keys.get(key, ()):
+            live = self.live[session]
+            if live.session is not None and not isinstance(live.session.state, Stopping | Ended):
+                return live
+        return None
+
+    def _create(self, request: StartRequest, entry: SystemEntry) -> Live:
+        """Reserve the key, then save: between the look at the key and this nobody else has had a turn."""
+        now, choices = self.ports.clock.now(), self.ports.choices
+        spec = SessionSpec(
+            id=choices.session_id(),
+            key=request.key,
+            system=request.system,
+            asked_at=now,
+            seed=choices.seed(),
+            deployment=self.deployment,
+            groups=request.groups,
+            service=request.service,
+            partition=request.partition,
+            walltime_s=request.walltime_s,
+            nodes=request.nodes,
+            options=request.options,
+            destinations=entry.destinations,
+            timeouts=entry.timeouts,
+        )
+        decision = begin(spec)
+        live = self._adopt(decision.session, 0)
+        live.created = asyncio.get_running_loop().create_future()
+        self.spawn(self._save_new(live, decision, now))
+        return live
+
+    async def _save_new(self, live: Live, decision: Decision, now: Instant) -> None:
+        assert live.created is not None
+        created, live.created = live.created, live.created
+        try:
+            live.version = await self.ports.store.save(decision.session, None, now, 0)
+        except StoreFailed as error:
+            self._forget(live)
+            created.set_exception(error)
+            created.exception()  # the caller may have gone; nobody has to be told twice
+            return
+        live.created = None
+        created.set_result(None)
+        for watcher in self.watchers:
+            watcher(None, None, decision, now)
+        await self._plan(live, decision.wake_at)
+        self.performing.start(live.id, decision.session.spec, decision.effects)
+        self.waiting.add(live.id)
+        self._admission_due.set()
+
+    def _adopt(self, session: Session, version: int) -> Live:
+        live = self.live.get(session.id)
+        if live is None:
+            live = self.live[session.id] = Live(session.id)
+        live.session, live.version = session, version
+        self._account(live, None, session)
+        if version == 0:
+            self.waiting.discard(session.id)  # not before it is saved
+        return live
+
+    def _forget(self, live: Live) -> None:
+        """Nothing is left to do for the session; the store keeps its history."""
+        if self.live.pop(live.id, None) is None:
+            return
+        if live.session is not None:
+            ids = self.keys.get(live.session.spec.key, [])
+            if live.id in ids:
+                ids.remove(live.id)
+                if not ids:
+                    del self.keys[live.session.spec.key]
+            if takes_place(live.session):
+                self.taken.give_back(live.session)
+        self.waiting.discard(live.id)
+        self.observing.forget(live.id)
+
+    def _account(self, live: Live, before: Session | None, after: Session) -> None:
+        """Keep the tallies and indices in step with what was saved."""
+        if before is None and live.id not in self.keys.setdefault(after.spec.key, []):
+            self.keys[after.spec.key].insert(0, live.id)  # the newest first
+        held, holds = before is not None and takes_place(before), takes_place(after)
+        if holds and not held:
+            self.taken.take(after)
+        if held and not holds:
+            self.taken.give_back(after)
+        if isinstance(after.state, Waiting):
+            self.waiting.add(live.id)
+        else:
+            self.waiting.discard(live.id)
+        if holds != held or isinstance(after.state, Waiting | Ended):
+            self._admission_due.set()
+        self.observing.changed(after)
+
+    # Admission --------------------------------------------------------------------------------------------------------
+
+    async def _admission_loop(self) -> None:
+        """Decide who may start whenever something changed, and once a second while somebody waits."""
+        while True:
+            if not self.waiting:
+                await self._admission_due.wait()
+            self._admission_due.clear()
+            self._admit()
+            # Those who came or left at the same moment are decided about together.
+            pause = Instant(self.ports.clock.now() + ADMISSION_PAUSE_MS)
+            await self.performing.first(self._admission_due.wait(), self.ports.clock.sleep_until(pause))
+
+    def _admit(self) -> None:
+        now = self.ports.clock.now()
+        waiting = [live.session for live in map(self.live.__getitem__, sorted(self.waiting - self.admitting))]
+        sessions = [session for session in waiting if session is not None]
+        if not sessions:
+            return
+        gates = {name: self.performing.gate(name, now) for name in self.ports.systems}
+        for verdict in admit(sessions, self.taken, self.limits, gates, self._busy(sessions), now):
+            live = self.live[verdict.session]
+            assert live.session is not None
+            if verdict.why is None:
+                # The place is kept for it from now on, not from the save on.
+                self.admitting.add(live.id)
+                self.performing.admitted(live.session, now)
+                self.post(live.id, Admitted())
+            elif worth_telling(live.session, verdict.why, verdict.note):
+                self.post(live.id, Held(verdict.why, verdict.note))
+
+    def _admission_answered(self, live: Live) -> None:
+        """The admission was saved, or came to nothing: either way the place is no longer kept twice."""
+        if live.id in self.admitting:
+            self.admitting.discard(live.id)
+            if live.session is not None:
+                self.taken.give_back(live.session)
+            self._admission_due.set()
+
+    def _busy(self, waiting: list[Session]) -> set[SessionKey]:
+        """Keys with a session that is not waiting and has not ended."""
+        busy = set()
+        for key in {session.spec.key: None for session in waiting}:
+            for session in self.keys.get(key, ()):
+                other = self.live[session].session
+                if other is not None and not isinstance(other.state, Waiting | Ended):
+                    busy.add(key)
+        return busy
+
+    def _place(self, session: Session) -> int | None:
+        """The place in line among those who wait for the same system and the same reason."""
+        state = session.state
+        if not isinstance(state, Waiting) or state.why is not Why.LIMIT:
+            return None
+        others = [live.session for live in map(self.live.__getitem__, sorted(self.waiting))]
+        line = [
+            other
+            for other in in_line([other for other in others if other is not None])
+            if other.spec.system == session.spec.system and getattr(other.state, "why", None) is Why.LIMIT
+        ]
+        return next((index + 1 for index, other in enumerate(line) if other.id == session.id), None)
+
+    def ready(self) -> int:
+        """How many sessions of this process are `Ready`."""
+        return sum(1 for live in self.live.values() if live.session and isinstance(live.session.state, Ready))
+
+
+def only(effects: Iterable[Effect], kinds: tuple[type, ...]) -> tuple[Effect, ...]:
+    """The effects of some kinds, in order."""
+    return tuple(effect for effect in effects if isinstance(effect, kinds))
+
+
+def worth_telling(session: Session, why: Why, note: str) -> bool:
+    """Whether the user does not know yet why the session waits."""
+    state = session.state
+    return isinstance(state, Waiting) and (state.why, state.note) != (why, note)
