@@ -1,0 +1,81 @@
+"""The kinds of this package: tunnels `openssh`, `paramiko` and `direct`. Heavy modules are loaded by the factories."""
+
+from typing import Any
+
+from attrs import field, frozen, validators
+
+from moorage.config.fields import doc
+from moorage.core.model import SystemName
+from moorage.plugins import TunnelKind, hookimpl
+
+from .hosts import LoginConfig
+
+
+@frozen(kw_only=True)
+class DirectConfig:
+    """Nodes that the Hub's machine reaches by itself."""
+
+    suffix: str = field(
+        default="",
+        validator=validators.matches_re(r"(\.[A-Za-z0-9-]{1,63}){0,20}"),
+        metadata=doc('appended to the names of nodes, such as ".cluster.example.org"'),
+    )
+    loopback: bool = field(
+        default=False, metadata=doc("allow this machine's own addresses; only for a system that is this machine")
+    )
+
+
+@frozen(kw_only=True)
+class OpensshConfig(LoginConfig):
+    """Login nodes, reached by the `ssh` program."""
+
+    program: str = field(
+        default="/usr/bin/ssh", validator=validators.matches_re(r"/[^\s\x00]+"), metadata=doc("OpenSSH's client")
+    )
+    streams: int = field(
+        default=200,
+        validator=[validators.ge(1), validators.le(2000)],
+        metadata=doc("streams of one connection; beyond that another one is made"),
+    )
+
+
+@frozen(kw_only=True)
+class ParamikoConfig(LoginConfig):
+    """Login nodes, reached without the `ssh` program."""
+
+    window_mib: int = field(
+        default=64,
+        validator=[validators.ge(1), validators.le(1024)],
+        metadata=doc("bytes of one stream that may be under way, MiB; large ones help over long distances"),
+    )
+
+
+@hookimpl
+def moorage_tunnel_kinds() -> list[TunnelKind]:
+    return [
+        TunnelKind("openssh", OpensshConfig, make_openssh, "one ssh connection per login node, shared by all sessions"),
+        TunnelKind("paramiko", ParamikoConfig, make_paramiko, "SSH without the ssh program"),
+        TunnelKind("direct", DirectConfig, make_direct, "the Hub's machine reaches the nodes by itself"),
+    ]
+
+
+def make_openssh(name: SystemName, options: OpensshConfig, /, **context: Any) -> object:
+    """The dialer of one system; see `moorage.adapters.ssh.openssh`."""
+    from .openssh import OpensshDialer
+
+    return OpensshDialer(name, options, context["directory"], context["timeouts"], context["choices"].seed())
+
+
+def make_paramiko(name: SystemName, options: ParamikoConfig, /, **context: Any) -> object:
+    """The dialer of one system; see `moorage.adapters.ssh.paramiko_dialer`."""
+    from .paramiko_dialer import ParamikoDialer
+
+    return ParamikoDialer(name, options, context["timeouts"], context["choices"].seed())
+
+
+def make_direct(name: SystemName, options: DirectConfig, /, **context: Any) -> object:
+    """The dialer of one system; see `moorage.adapters.ssh.direct`. A simulated system is on this machine."""
+    from .direct import DirectDialer
+
+    loopback = options.loopback or bool(context.get("simulation"))
+    return DirectDialer(name, options.suffix, loopback, context["timeouts"].connect_s)
