@@ -1,8 +1,8 @@
 """
 What every `System` promises (`moorage.ports.system`), as tests over a fixture `system_case`.
 
-A test module provides the fixture and takes the tests with `from suite import *`; `conftest.py` puts this directory
-on the path. The jobs are real launch plans: where jobs really run, it is moorage's launcher that runs, waiting at its
+A test module provides the fixture and takes the tests with `from system.suite import *`; `conftest.py` makes that
+possible. The jobs are real launch plans: where jobs really run, it is moorage's launcher that runs, waiting at its
 gate until it is told to end or cancelled.
 """
 
@@ -91,7 +91,7 @@ class SystemCase:
     runs_jobs: bool = True
     lose_answer: Callable[[], AbstractAsyncContextManager[None]] | None = None
     horizon_pauses: int = 0
-    owner: Owner = Owner("alice")
+    owner: Owner = field(default=Owner("alice"))  # noqa: RUF009 (a NewType is no call)
     deployment: str = "suite"
     partition: str = ""
     options: tuple[tuple[str, str], ...] = field(default=())
