@@ -628,7 +628,13 @@ def _leave_strays(turn: "_Turn", attempt: int, sightings: tuple[Sighting, ...], 
     """Living jobs with our tag that no state accounts for have to go."""
     for sighting in sightings:
         if sighting.alive and sighting.job != but:
-            _leave_job(turn, attempt, sighting.job)
+            _leave_stray(turn, attempt, sighting.job)
+
+
+def _leave_stray(turn: "_Turn", attempt: int, job: JobId) -> None:
+    """Not the session's own job: it has one tag, so whoever names it under another attempt is wrong."""
+    if not (isinstance(turn.state, WithJob) and turn.state.job.id == job):
+        _leave_job(turn, attempt, job)
 
 
 BLOCKING = frozenset({Left.JOB, Left.TUNNEL, Left.ROUTE, Left.LOG})
@@ -752,7 +758,7 @@ def _anywhere(turn: "_Turn", event: Event) -> None:
                 _begin_stop(turn, cause, Evidence(f"asked by {by}"[:NOTE_LIMIT]))
         case Submitted(attempt, job) | StraySeen(attempt, job):
             # A job that no state accounts for: a late answer, a duplicate, one that the sweep saw. It has to go.
-            _leave_job(turn, attempt, job)
+            _leave_stray(turn, attempt, job)
         case Found(attempt, _, sightings):
             _leave_strays(turn, attempt, sightings)
         case Observed(job, asked_at, observation) | CancelAnswered(job, asked_at, observation):
