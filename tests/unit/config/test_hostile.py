@@ -317,7 +317,7 @@ def test_the_limit_leaves_room_for_a_real_catalogue(tmp_path: Path) -> None:
     )
     systems = "".join(f"  s{n}:\n    kind: sim\n    partitions:\n{partitions}" for n in range(20))
     services = "".join(
-        f"  l{n}: {{description: d, command: [a, b, c], modules: [a, b, c], environment: {{A: b, C: d}}}}\n"
+        f"  l{n}: {{description: d, command: [a, '{{socket}}', c], modules: [a, b, c], environment: {{A: b, C: d}}}}\n"
         for n in range(50)
     )
     file = tmp_path / "moorage.yaml"
