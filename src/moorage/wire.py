@@ -81,7 +81,7 @@ def dump_session(session: Session) -> bytes:
     return _dump("session", _session_to(session))
 
 
-def load_session(form: bytes) -> Session:
+def load_session(form: bytes | str) -> Session:
     """The session that was dumped; raises `WireError`."""
     session: Session = _read(_session_from, "session", _open("session", form))
     return session
@@ -92,7 +92,7 @@ def dump_spec(spec: SessionSpec) -> bytes:
     return _dump("spec", _spec_to(spec))
 
 
-def load_spec(form: bytes) -> SessionSpec:
+def load_spec(form: bytes | str) -> SessionSpec:
     """The spec that was dumped; raises `WireError`."""
     spec: SessionSpec = _read(_spec_from, "spec", _open("spec", form))
     return spec
@@ -103,7 +103,7 @@ def dump_head(session: Session) -> bytes:
     return _dump("head", _head_to(session))
 
 
-def load_head(form: bytes, spec: SessionSpec) -> Session:
+def load_head(form: bytes | str, spec: SessionSpec) -> Session:
     """The session with that spec; raises `WireError`."""
     data = _open("head", form)
     if "spec" in data:
@@ -117,12 +117,12 @@ def dump_event(event: Event | Kept) -> bytes:
     return event.form if isinstance(event, Kept) else _dump("event", _event_to(event))
 
 
-def load_event(form: bytes) -> Event | Kept:
+def load_event(form: bytes | str) -> Event | Kept:
     """The event that was dumped, or `Kept` if its kind is not known; raises `WireError` if it is malformed."""
     data = _open("event", form)
     kind = data.get(_IS)
     if type(kind) is str and kind and kind not in _EVENT_KINDS:
-        return Kept(kind, form)
+        return Kept(kind, form.encode() if isinstance(form, str) else form)
     event: Event = _read(_event_from, "event", data)
     return event
 
@@ -141,7 +141,7 @@ def _dump(what: str, data: Any) -> bytes:
     return _encode({what: data, "v": VERSION}).encode("ascii")
 
 
-def _open(what: str, form: bytes) -> dict[str, Any]:
+def _open(what: str, form: bytes | str) -> dict[str, Any]:
     """The inner object of a stored form, brought to the present version."""
     try:
         outer = json.loads(form, object_pairs_hook=_unique, parse_constant=_no_constant)

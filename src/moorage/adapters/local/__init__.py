@@ -1,0 +1,1 @@
+"""What one machine offers by itself: the store, the clock, wake-ups and the vault."""
