@@ -1,4 +1,8 @@
-"""The kinds of this package: tunnels `openssh`, `paramiko` and `direct`. Heavy modules are loaded by the factories."""
+"""
+The kinds of this package: systems `slurm` and `ssh-host`, tunnels `openssh`, `paramiko` and `direct`.
+
+Heavy modules are loaded by the factories.
+"""
 
 from typing import Any
 
@@ -6,9 +10,10 @@ from attrs import field, frozen, validators
 
 from moorage.config.fields import doc
 from moorage.core.model import SystemName
-from moorage.plugins import TunnelKind, hookimpl
+from moorage.plugins import SystemKind, TunnelKind, hookimpl
 
 from .hosts import LoginConfig
+from .options import SlurmConfig, SshHostConfig
 
 
 @frozen(kw_only=True)
@@ -51,12 +56,36 @@ class ParamikoConfig(LoginConfig):
 
 
 @hookimpl
+def moorage_system_kinds() -> list[SystemKind]:
+    return [
+        SystemKind("slurm", SlurmConfig, make_slurm, "a Slurm cluster behind login nodes"),
+        SystemKind("ssh-host", SshHostConfig, make_host, "a host without a batch system, such as a workstation"),
+    ]
+
+
+@hookimpl
 def moorage_tunnel_kinds() -> list[TunnelKind]:
     return [
         TunnelKind("openssh", OpensshConfig, make_openssh, "one ssh connection per login node, shared by all sessions"),
         TunnelKind("paramiko", ParamikoConfig, make_paramiko, "SSH without the ssh program"),
         TunnelKind("direct", DirectConfig, make_direct, "the Hub's machine reaches the nodes by itself"),
     ]
+
+
+def make_slurm(name: SystemName, options: SlurmConfig, /, **context: Any) -> object:
+    """The system of one cluster; see `moorage.adapters.ssh.slurm`."""
+    from .slurm import SlurmSystem
+
+    return SlurmSystem(
+        name, options, context["clock"], context["plans"], context["timeouts"], context["choices"].seed()
+    )
+
+
+def make_host(name: SystemName, options: SshHostConfig, /, **context: Any) -> object:
+    """The system of one host; see `moorage.adapters.ssh.host`."""
+    from .host import HostSystem
+
+    return HostSystem(name, options, context["clock"], context["plans"], context["timeouts"], context["choices"].seed())
 
 
 def make_openssh(name: SystemName, options: OpensshConfig, /, **context: Any) -> object:
