@@ -23,7 +23,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from attrs import define, field, frozen
+from yarl import URL
 
 from moorage.simulator.servers.unicore import (
     Partition,
@@ -81,7 +83,6 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
-    redirected: bool = False
 
     def json(self) -> Any:
         assert self.headers.get("Content-Type", "").split(";")[0] == "application/json", self
@@ -111,8 +112,9 @@ class Api:
     tls: ssl.SSLContext | bool = True
     made: list[str] = field(factory=list)
 
-    def url(self, path: str) -> str:
-        return path if path.startswith("http") else self.base + path
+    def url(self, path: str) -> URL:
+        """Sent as it is written: nothing is encoded or made shorter on the way."""
+        return URL(path if path.startswith("http") else self.base + path, encoded=True)
 
     async def ask(
         self,
@@ -312,11 +314,11 @@ class Receiver:
         self.bodies: list[dict[str, Any]] = []
         self.url = ""
 
-    async def take(self, request: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
+    async def take(self, request: web.BaseRequest) -> web.Response:
         assert request.method == "POST"
         self.headers.append(request.headers)
         self.bodies.append(json.loads(await request.read()))
-        return aiohttp.web.Response(status=self.status)
+        return web.Response(status=self.status)
 
     def said(self, key: str = "status") -> Sequence[Any]:
         return [body.get(key) for body in self.bodies]
@@ -324,8 +326,6 @@ class Receiver:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    from aiohttp import web
-
     made = Receiver()
     runner = web.ServerRunner(web.Server(made.take))
     await runner.setup()
