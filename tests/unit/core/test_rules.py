@@ -1,0 +1,263 @@
+"""The small pure rules: limits and fairness, breaker, back-off, timeouts, tags, progress, secrets."""
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.core.life import START, Life, a_spec
+
+from moorage.core.admission import Gate, Taken, admit, takes_place
+from moorage.core.backoff import RetryBudget, full_jitter_ms, mix
+from moorage.core.breaker import IN_A_ROW, Breaker
+from moorage.core.limits import Limits
+from moorage.core.machine import begin
+from moorage.core.model import (
+    Cause,
+    Ended,
+    Evidence,
+    FailureKind,
+    Instant,
+    Owner,
+    Session,
+    SessionId,
+    SessionKey,
+    Submitting,
+    SystemName,
+    Waiting,
+    Why,
+    deployment_tag,
+    parse_tag,
+    tag_of,
+)
+from moorage.core.progress import progress_of
+from moorage.core.secret import Secret
+from moorage.core.timeouts import Timeouts
+
+OPEN = {SystemName("juniper"): Gate()}
+NOW = Instant(START + 1_000)
+
+
+def waiting(owner: str, number: int = 0, **changes: Any) -> Session:
+    state = changes.pop("state", None)
+    key = SessionKey("hub", Owner(owner), str(number))
+    spec = a_spec(id=SessionId(f"{owner}{number}"), key=key, asked_at=Instant(START + number), **changes)
+    session = begin(spec).session
+    return session if state is None else evolve(session, state=state)
+
+
+def verdicts(sessions: list[Session], limits: Limits | None = None, **other: Any) -> dict[str, Why | None]:
+    arguments = {"taken": Taken(), "gates": OPEN, "busy": (), "now": NOW} | other
+    said = admit(sessions, limits=limits or Limits(), **arguments)
+    return {verdict.session: verdict.why for verdict in said}
+
+
+# Admission ------------------------------------------------------------------------------------------------------------
+
+
+def test_by_turns() -> None:
+    """Nobody's second session comes before anybody's first."""
+    asked = [waiting("ada", number) for number in range(3)] + [waiting("bob", 9)]
+    said = verdicts(asked, Limits(in_all=2))
+    assert said == {"ada0": None, "bob9": None, "ada1": Why.LIMIT, "ada2": Why.LIMIT}
+
+
+def test_the_place_in_line_is_told() -> None:
+    said = admit([waiting("ada"), waiting("bob", 1), waiting("cyd", 2)], Taken(), Limits(in_all=1), OPEN, (), NOW)
+    assert [(verdict.session, verdict.place) for verdict in said] == [("ada0", 0), ("bob1", 1), ("cyd2", 2)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "note"),
+    [
+        (Limits(in_all=1), "1 sessions in all"),
+        (Limits(per_user=1), "1 sessions of one user"),
+        (Limits(per_group={"course": 1}), "1 sessions of group course"),
+        (Limits(per_system=1), "1 sessions on juniper"),
+    ],
+)
+def test_each_limit_holds(limits: Limits, note: str) -> None:
+    """And says which it was."""
+    held = waiting("ada", groups=("course",))
+    said = admit([waiting("ada", 1, groups=("course", "free"))], Taken([held]), limits, OPEN, (), NOW)
+    assert (said[0].why, said[0].note) == (Why.LIMIT, note)
+
+
+def test_a_place_that_is_given_back_is_free() -> None:
+    taken = Taken([waiting("ada")])
+    taken.give_back(waiting("ada"))
+    assert taken.reached(waiting("ada", 1), Limits(in_all=1, per_user=1)) is None
+
+
+def test_who_is_held_for_other_reasons() -> None:
+    juniper = SystemName("juniper")
+    again = Waiting(Why.RETRY, START, "refused", tries=1, not_before=Instant(NOW + 1))
+    assert verdicts([waiting("ada")], gates={}) == {"ada0": Why.MAINTENANCE}
+    assert verdicts([waiting("ada")], gates={juniper: Gate(Why.MAINTENANCE, "till six")}) == {"ada0": Why.MAINTENANCE}
+    assert verdicts([waiting("ada")], busy={waiting("ada").spec.key}) == {"ada0": Why.STOP_RUNNING}
+    assert verdicts([waiting("ada", state=again)]) == {"ada0": Why.RETRY}
+    half_open = {juniper: Gate(places=1)}
+    assert verdicts([waiting("ada"), waiting("bob", 1)], gates=half_open) == {"ada0": None, "bob1": Why.BREAKER}
+    due = evolve(again, not_before=NOW)
+    one_retry = {juniper: Gate(retries=1)}
+    said = verdicts([waiting("ada", state=due), waiting("bob", 1, state=due), waiting("cyd", 2)], gates=one_retry)
+    assert said == {"ada0": None, "bob1": Why.RETRY, "cyd2": None}
+
+
+def test_what_takes_a_place() -> None:
+    session = waiting("ada")
+    ended = Ended(Cause.STOPPED, Evidence(), NOW)
+    states = [session.state, Submitting(NOW), ended]
+    assert [takes_place(evolve(session, state=state)) for state in states] == [False, True, False]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 50)), unique=True, max_size=30), st.data())
+def test_limits_hold(asked: list[tuple[str, int]], data: st.DataObject) -> None:
+    """I43: whoever asks in whatever order, no limit is exceeded, and no place stays empty that somebody may take."""
+    limits = Limits(in_all=data.draw(st.integers(0, 8)), per_user=data.draw(st.integers(0, 3)))
+    sessions = [waiting(owner, number) for owner, number in asked]
+    said = verdicts(sessions, limits)
+    admitted = [session for session in sessions if said[session.id] is None]
+    owners = [session.spec.key.owner for session in admitted]
+    assert len(admitted) <= limits.in_all
+    assert all(owners.count(owner) <= limits.per_user for owner in owners)
+    if len(admitted) < limits.in_all:
+        left = [session.spec.key.owner for session in sessions if said[session.id] is not None]
+        assert all(owners.count(owner) == limits.per_user for owner in left)
+
+
+# Breaker and back-off -------------------------------------------------------------------------------------------------
+
+
+def broken() -> Breaker:
+    breaker = Breaker()
+    for _ in range(IN_A_ROW):
+        breaker = breaker.failed(FailureKind.UNREACHABLE, NOW)
+    return breaker
+
+
+def test_five_failures_in_a_row_open_it_and_one_success_closes_it() -> None:
+    assert Breaker().places(NOW) is None
+    assert Breaker().started(NOW) == Breaker()
+    breaker = broken()
+    assert breaker.places(NOW) == 0
+    assert breaker.open_until is not None
+    half_open = breaker.open_until
+    assert breaker.places(half_open) == 1
+    trying = breaker.started(half_open)
+    assert trying.places(Instant(half_open + 1)) == 0, "one call at a time"
+    assert trying.places(Instant(half_open + 120_000)) == 1, "a call that nobody told us about is forgotten"
+    assert trying.succeeded() == Breaker()
+    assert trying.failed(FailureKind.UNANSWERED, half_open).opened == 2
+
+
+def test_half_of_twenty_opens_it() -> None:
+    breaker = Breaker()
+    for _ in range(10):
+        breaker = breaker.succeeded().failed(FailureKind.MALFORMED, NOW)
+    assert breaker.places(NOW) == 0
+
+
+@pytest.mark.parametrize("kind", [FailureKind.REFUSED, FailureKind.UNAUTHORISED, FailureKind.OVERLOADED])
+def test_what_says_nothing_about_the_system_does_not_open_it(kind: FailureKind) -> None:
+    breaker = Breaker()
+    for _ in range(50):
+        breaker = breaker.failed(kind, NOW)
+    assert breaker.places(NOW) is None
+
+
+@given(st.integers(1, 10**6), st.integers(0, 2**64 - 1))
+def test_full_jitter_stays_within_its_bounds(tries: int, seed: int) -> None:
+    assert 1 <= full_jitter_ms(1, 60, tries, seed) <= 60_000
+    assert full_jitter_ms(1, 60, tries, seed) <= 1 + 1000 * 2 ** min(tries - 1, 20)
+
+
+def test_jitter_spreads() -> None:
+    """A hundred sessions that failed together do not come back together."""
+    seconds = {full_jitter_ms(1, 60, 7, mix(number, 0)) // 1000 for number in range(100)}
+    assert len(seconds) > 40
+
+
+def test_a_tenth_may_be_repeated_and_always_one() -> None:
+    budget = RetryBudget()
+    assert budget.allows_retry(NOW)
+    budget = budget.spent(NOW, retry=True)
+    assert not budget.allows_retry(NOW)
+    for _ in range(20):
+        budget = budget.spent(NOW, retry=False)
+    assert budget.allows_retry(NOW)
+    assert not budget.spent(NOW, retry=True).allows_retry(NOW)
+    assert budget.spent(NOW, retry=True).allows_retry(Instant(NOW + 61_000))
+
+
+# Timeouts, limits, tags -----------------------------------------------------------------------------------------------
+
+
+def test_timeouts_are_data() -> None:
+    table = Timeouts().override({"call_s": 7})
+    assert (table.call_s, table.submit_s) == (7, 120)
+    assert table.scaled(0.1).submit_s == pytest.approx(12)
+    with pytest.raises(TypeError):
+        Timeouts().override({"cal_s": 7})
+    with pytest.raises(ValueError, match="call_s"):
+        Timeouts(call_s=0)
+
+
+@pytest.mark.parametrize("wrong", [{"in_all": -1}, {"per_user": "x"}, {"per_group": {"g": -1}}, {"per_group": {1: 1}}])
+def test_limits_are_whole_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Limits(**wrong)
+
+
+def test_tags_are_read_back_and_none_begins_another() -> None:
+    first, tenth = tag_of(a_spec(), 1), tag_of(a_spec(), 10)
+    assert parse_tag(first) == (a_spec().id, 1)
+    assert parse_tag(tenth) == (a_spec().id, 10)
+    assert not tenth.startswith(first)
+    assert first.startswith(deployment_tag("moorage"))
+    assert first.isalnum()
+
+
+@pytest.mark.parametrize("tag", ["", "m", "myjob", "m" + "0" * 34, "m" + "0" * 34 + "x001", "m" + "0" * 34 + "001"])
+def test_tags_of_others_are_nothing(tag: str) -> None:
+    assert parse_tag(tag) is None
+
+
+# Progress and secrets -------------------------------------------------------------------------------------------------
+
+
+def test_progress_says_what_people_want_to_know() -> None:
+    life = Life()
+    assert progress_of(life.state).text == "waiting (asked)"
+    states = [Life().queued(), Life().starting(), Life().connecting(), Life().ready()]
+    assert [progress_of(each.state).percent for each in states] == [30, 55, 80, 100]
+    assert progress_of(Life().starting().state).text == "starting: on n17"
+    assert progress_of(Life().degraded().state).text == "the connection is interrupted; the job goes on"
+
+
+def test_secrets_show_stars_and_refuse_to_leave() -> None:
+    """One way out, by name; every other one shows stars or fails."""
+    secret = Secret("hunter2")
+    assert secret.reveal() == "hunter2"
+    for shown in (repr(secret), str(secret), f"{secret}", f"{secret:>20}", f"{[secret]}", "%s" % secret):  # noqa: UP031
+        assert "hunter2" not in shown
+    leaves: tuple[Callable[[Any], object], ...] = (pickle.dumps, json.dumps, bytes)
+    for leave in leaves:
+        with pytest.raises(TypeError):
+            leave(secret)
+    assert copy.copy(secret) is secret
+    assert copy.deepcopy([secret])[0] is secret
+    assert secret == Secret("hunter2")
+    assert secret != Secret("hunter3")
+    assert secret != "hunter2"
+    with pytest.raises(TypeError):
+        hash(secret)
+    with pytest.raises(TypeError):
+        secret.__getstate__()
+    with pytest.raises(TypeError):
+        Secret(b"bytes")  # type: ignore[arg-type]
