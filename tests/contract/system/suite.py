@@ -27,6 +27,7 @@ from moorage.core.model import (
     JobId,
     Observation,
     Owner,
+    Phase,
     SessionId,
     SessionKey,
     SessionSpec,
@@ -91,7 +92,7 @@ class SystemCase:
     runs_jobs: bool = True
     lose_answer: Callable[[], AbstractAsyncContextManager[None]] | None = None
     horizon_pauses: int = 0
-    owner: Owner = field(default=Owner("alice"))  # noqa: RUF009 (a NewType is no call)
+    owner: Owner = field(default=Owner("alice"))
     deployment: str = "suite"
     partition: str = ""
     options: tuple[tuple[str, str], ...] = field(default=())
@@ -167,6 +168,10 @@ async def _observed(case: SystemCase, job: Handle) -> Observation | None:
     return (await case.system.observe([job])).get(job.job)
 
 
+def _runs(said: object) -> bool:
+    return isinstance(said, Alive) and said.phase is Phase.RUNNING
+
+
 # The normal day ----------------------------------------------------------------------------------------------
 
 
@@ -190,6 +195,8 @@ async def test_the_launchers_report_can_be_read(system_case: SystemCase) -> None
         pytest.skip("jobs of this system run nothing")
     async with submitted(system_case) as job:
         system = system_case.system
+        # Before a job runs, some systems have no directory for it yet.
+        await eventually(system_case, lambda: _observed(system_case, job), _runs)
         assert await system.read(job, "no-such-file.json") is None
         text = await eventually(system_case, lambda: system.read(job, ENDPOINT_NAME), bool)
         assert isinstance(text, bytes)

@@ -1,0 +1,371 @@
+"""
+The calls: `pyunicore.aio` over one bounded, verified HTTP client per site. The only module that knows httpx.
+
+What comes back is an `Answer`, whole; what goes wrong is a `PortError`, or `Absent` for a 404 about one thing.
+"""
+
+import asyncio
+import contextlib
+import http.cookiejar
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import httpx
+from attrs import define, field, frozen
+from httpx_aiohttp import AiohttpTransport
+from pyunicore.aio.client import Transport
+from pyunicore.credentials import Anonymous, Credential
+
+from moorage.core.model import Owner, SystemName
+from moorage.core.secret import Secret
+from moorage.core.timeouts import Timeouts
+from moorage.ports.errors import Malformed, PortError, Unanswered, Unauthorised, Unreachable
+
+from .config import UnicoreConfig
+from .rights import Rights
+from .translate import Answer, SessionExpired, Verb, bases_of, error_of
+
+JSON_LIMIT = 4 * 1024 * 1024
+"""Bytes of any document we ask for: a page of 200 addresses has 20 kB, a job's log some hundred."""
+
+FIRST_CALL_S = 2.0
+"""So long calls of one account wait for the first of them to bring a session, before they go without."""
+
+IDLE_S = 15.0
+"""A connection is not used again after this rest: servers of the bundle close it after 30 s, and a call that meets
+the closing has to be looked up."""
+
+MOST_LOGINS = 2_000
+
+
+def tls_context(config: UnicoreConfig, *, simulation: bool) -> ssl.SSLContext:
+    """
+    How the site's certificate is checked.
+
+    Raises:
+        ValueError: Verification was to be left out, or credentials to go in clear text, outside the simulator.
+    """
+    plain = config.url.startswith("http://")
+    if (config.insecure or plain) and not simulation:
+        what = "an address without TLS" if plain else "insecure: true"
+        raise ValueError(f"{what} is for simulated sites only; give ca_file if the site has its own authority")
+    context = ssl.create_default_context(cafile=config.ca_file)
+    if config.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@frozen
+class Request:
+    """
+    One call.
+
+    Args:
+        what: For notes to people.
+        path: Behind the site's base; never an address that an answer named.
+        most: Bytes of the body.
+        tail: Only the end of a longer body is wanted.
+    """
+
+    what: str
+    verb: Verb
+    method: str
+    path: str
+    params: Mapping[str, str] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict)
+    json: Any = None
+    most: int = JSON_LIMIT
+    tail: bool = False
+    deadline_s: float | None = None
+
+
+class Client:
+    """One site. Made anywhere, used in one event loop; `close` gives its connections back."""
+
+    def __init__(
+        self, name: SystemName, config: UnicoreConfig, context: ssl.SSLContext, rights: Rights, timeouts: Timeouts
+    ) -> None:
+        self.name = name
+        self.base = bases_of(config)[0]
+        self.rights = rights
+        self.timeouts = timeouts
+        self._logins: dict[str, _Login] = {}
+        self._places = asyncio.Semaphore(config.connections)
+        self._phases = httpx.Timeout(timeouts.submit_s, connect=timeouts.connect_s)
+        inner = AiohttpTransport(client=lambda: _connections(context, config.connections))
+        self._http = httpx.AsyncClient(
+            transport=_Whole(inner),
+            trust_env=False,  # neither proxies nor .netrc of whoever runs the Hub
+            follow_redirects=False,
+            headers={"Accept-Encoding": "identity"},  # a bound on bytes is none on what they unpack to
+        )
+        # httpx keeps cookies for all requests of a client; one owner's must not go out with another's.
+        self._http.cookies.jar.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+
+    async def call(self, owner: Owner | None, request: Request) -> Answer:
+        """
+        Make a call on behalf of an owner, or of nobody.
+
+        1. A session that the server has forgotten (432) costs one more try, without it.
+        2. Credentials that are refused cost one more try if the issuer has others now.
+        3. The deadline is for all of it, whatever trickles in meanwhile.
+
+        Raises:
+            PortError: By what the answer, or its lack, means.
+            Absent: 404 about the thing that was asked for.
+        """
+        if self._http.is_closed:
+            # pyunicore would make itself another client, without any of what ours has.
+            raise Unreachable(f"{self.name}: {request.what}: the adapter is closed")
+        begun = _Begun()
+        try:
+            async with asyncio.timeout(request.deadline_s or self.timeouts.call_s):
+                return await self._tries(owner, request, begun)
+        except TimeoutError as error:
+            note = f"{self.name}: {request.what}: no answer in time"
+            raise (Unanswered if begun.sent else Unreachable)(note) from error
+
+    async def session(self, owner: Owner) -> str | None:
+        """The security session of an owner, for connections of our own; `None` if there is none yet."""
+        session: str | None = self._login(owner).transport.last_session_id
+        return session
+
+    def forget_session(self, owner: Owner, session: str | None) -> None:
+        """The server does not know it any more."""
+        login = self._login(owner)
+        if login.transport.last_session_id == session:
+            login.transport.last_session_id = None
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    def _login(self, owner: Owner | None) -> "_Login":
+        account = "" if owner is None else self.rights.account(owner)
+        login = self._logins.pop(account, None)
+        if login is None:
+            preferences = None if owner is None else self.rights.preferences(owner)
+            login = _Login.made(self._http, self._phases, preferences, anonymous=owner is None)
+        self._logins[account] = login
+        while len(self._logins) > MOST_LOGINS:
+            del self._logins[next(iter(self._logins))]
+        return login
+
+    async def _tries(self, owner: Owner | None, request: Request, begun: "_Begun") -> Answer:
+        login = self._login(owner)
+        renewed = expired = False
+        while True:
+            header = None if owner is None else await self.rights.header(owner)
+            session = login.transport.last_session_id
+            try:
+                return await self._in_turn(login, header, request, begun)
+            except SessionExpired as error:
+                if login.transport.last_session_id == session:
+                    login.transport.last_session_id = None
+                if expired:
+                    raise Unreachable(f"{self.name}: {error}") from error
+                expired = True
+            except Unauthorised:
+                if renewed or owner is None or header is None or not await self.rights.renew(owner, header):
+                    raise
+                # The session was opened with what is refused now.
+                login.transport.last_session_id = None
+                renewed = True
+
+    async def _in_turn(self, login: "_Login", header: Secret | None, request: Request, begun: "_Begun") -> Answer:
+        """
+        The call, with the session of this account.
+
+        The server makes a new session for every request that comes without one, keeps five per user and address,
+        and for the sixth throws out the oldest of all users. So the first call of an account goes alone and the
+        others wait for its session.
+        """
+        if login.transport.last_session_id is not None:
+            return await self._once(login, header, request, begun)
+        async with _briefly(login.first):
+            return await self._once(login, header, request, begun)
+
+    async def _once(self, login: "_Login", header: Secret | None, request: Request, begun: "_Begun") -> Answer:
+        what = f"{self.name}: {request.what}"
+        if header is not None:
+            login.credential.header = header
+        async with self._places:
+            begun.sent = True
+            try:
+                answer = await login.sent(self.base, request)
+            except _Answered as caught:
+                now = datetime.fromtimestamp(self.rights.clock.now() / 1000, UTC)
+                raise error_of(caught.answer, request.verb, what, now) from None
+            except _Broken as caught:
+                raise Malformed(f"{what}: {caught}") from caught
+            except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+                raise _failure(error, what) from error
+        if answer.status not in (200, 201, 204, 206):
+            raise Malformed(f"{what}: the site answers with status {answer.status}")
+        return answer
+
+
+@define(eq=False)
+class _Begun:
+    """Whether a request has gone out: before that, nothing can have happened."""
+
+    sent: bool = False
+
+
+class _Header(Credential):  # type: ignore[misc]  # pyunicore has no types
+    """Credentials of pyunicore that hold what `Rights` gave for the next call."""
+
+    header: Secret | None = None
+
+    def get_auth_header(self) -> str | None:
+        return None if self.header is None else self.header.reveal()
+
+
+@define(eq=False)
+class _Login:
+    """
+    An account at the site: pyunicore's transport with its security session and preferences.
+
+    Preferences stick to a session on the server, so those that differ never share one. pyunicore's resource objects
+    copy a transport when they are made and never give a session back; so the transport itself is used.
+    """
+
+    transport: Any
+    credential: Any
+    first: asyncio.Lock = field(factory=asyncio.Lock)
+
+    @classmethod
+    def made(
+        cls, client: httpx.AsyncClient, phases: httpx.Timeout, preferences: str | None, *, anonymous: bool
+    ) -> "_Login":
+        credential = Anonymous() if anonymous else _Header()
+        transport = Transport(credential, verify=True, client=client, timeout=phases)
+        if preferences is not None:
+            transport.preferences = preferences
+        return cls(transport, credential)
+
+    async def sent(self, base: str, request: Request) -> Answer:
+        arguments: dict[str, Any] = {
+            "url": f"{base}{request.path}",
+            "headers": dict(request.headers),
+            "extensions": {"moorage_most": request.most, "moorage_tail": request.tail},
+        }
+        if request.params:
+            arguments["params"] = dict(request.params)
+        if request.json is not None:
+            arguments["json"] = request.json
+        if request.method == "GET":
+            # Not `get_stream`, which drops the session and takes the body of an error for the content of a file.
+            arguments["to_json"] = False
+        response = await getattr(self.transport, request.method.lower())(**arguments)
+        return Answer(response.status_code, _headers(response), response.content)
+
+
+# Below pyunicore ---------------------------------------------------------------------------------------------
+
+
+class _Answered(Exception):
+    """An answer that is no success, on its way around pyunicore, which would keep nothing of it but a sentence."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"HTTP {answer.status}")
+        self.answer = answer
+
+
+class _Broken(Exception):
+    """An answer that came and cannot be used."""
+
+
+class _Whole(httpx.AsyncBaseTransport):
+    """
+    Reads answers whole and bounded, and takes those that are no success out of pyunicore's hands.
+
+    Also 432: pyunicore would repeat every call that met it by itself, each opening one more session.
+    """
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        try:
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise _Broken("the answer is packed although that was not offered")
+            body = await _read(
+                response, request.extensions.get("moorage_most", JSON_LIMIT), request.extensions.get("moorage_tail")
+            )
+        finally:
+            await response.aclose()
+        if not 200 <= response.status_code < 300:
+            raise _Answered(Answer(response.status_code, _headers(response), body))
+        headers = [item for item in response.headers.raw if item[0].lower() != b"transfer-encoding"]
+        return httpx.Response(
+            response.status_code, headers=headers, content=body, request=request, extensions=response.extensions
+        )
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+async def _read(response: httpx.Response, most: int, tail: bool | None) -> bytes:
+    """The body; with `tail` the end of it, of which up to 64 times as much is read before that is too much as well."""
+    parts = bytearray()
+    total = 0
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    async for part in response.stream:
+        parts += part
+        total += len(part)
+        if tail and len(parts) > 2 * most:
+            del parts[:-most]
+        if total > (64 * most if tail else most):
+            raise _Broken(f"the answer is larger than {most} bytes")
+    return bytes(parts[-most:] if tail else parts)
+
+
+def _headers(response: httpx.Response) -> dict[str, str]:
+    return {key.lower(): value for key, value in response.headers.items()}
+
+
+def _connections(context: ssl.SSLContext, limit: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=context, limit=limit, keepalive_timeout=IDLE_S)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+
+
+_NOTHING_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+
+
+def _failure(error: BaseException, what: str) -> PortError:
+    """
+    A failure without an answer. Only one that comes before the request is on its way means that nothing happened.
+
+    httpx-aiohttp calls a connection that ends in the middle a `ConnectTimeout`, as if nothing had been sent; so
+    aiohttp's own exception, its cause, decides.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | OSError) else error
+    said = type(cause).__name__
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        return Unreachable(f"{what}: the site does not prove who it is (its certificate is not accepted)")
+    if isinstance(cause, aiohttp.ClientConnectorDNSError):
+        return Unreachable(f"{what}: the site's name is not known")
+    if isinstance(cause, _NOTHING_SENT):
+        return Unreachable(f"{what}: no connection ({said})")
+    if isinstance(cause, aiohttp.ClientResponseError):
+        return Malformed(f"{what}: what came is no HTTP ({said})")
+    return Unanswered(f"{what}: the connection ended before the answer was complete ({said})")
+
+
+@contextlib.asynccontextmanager
+async def _briefly(lock: asyncio.Lock) -> AsyncIterator[None]:
+    """Hold the lock if it can be had soon; go without it otherwise, so that one slow call is not everybody's."""
+    held = False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_CALL_S):
+            held = await lock.acquire()
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
