@@ -689,7 +689,8 @@ def validate(tree: Choices, asked: Mapping[str, object]) -> SessionOptions | tup
     """
     The options that a submitted form asks for, or everything that is wrong with it.
 
-    A field that is missing, `None` or "" means what the form proposes by itself. Numbers may be texts of digits.
+    A field that is missing or `None` means what the form proposes by itself; so does "", unless an alternative has
+    no name. Numbers may be texts of digits.
 
     Args:
         asked: Anything that came over the network as JSON or form data.
@@ -785,8 +786,9 @@ class _Reader:
         """The alternative asked for, else the preferred one, else the first that can be had."""
         open_ones = [each for each in alternatives if each.why_not is None]
         proposed = next((each for each in open_ones if preferred(each)), open_ones[0] if open_ones else None)
-        value = self.value(name)
-        if value is None:
+        value = self.asked.get(name)
+        # "" is what a form sends for nothing chosen, and also the name of the project that is no project.
+        if value is None or (value == "" and all(each.name for each in alternatives)):
             if proposed is None:
                 self.note(name, "cannot be had", _lacking(alternatives))
             return proposed
