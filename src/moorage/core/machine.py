@@ -306,7 +306,7 @@ def _queued(turn: "_Turn", state: Queued, event: Event) -> None:
             turn.go(Starting(_as_seen(state.job, alive), turn.now, turn.answer_due()))
             turn.ask_about(ReadEndpoint, state.job.id)
         case Observed(job, _, Alive() as alive) if job == state.job.id:
-            turn.set(evolve(state, job=_as_seen(state.job, alive), suspicion=None))
+            _seen_alive(turn, state, alive)
         case Woke() if turn.now >= _queue_deadline(turn.session, state):
             _begin_stop(turn, Cause.QUEUED_TOO_LONG, Evidence(state.job.note))
         case _:
@@ -322,7 +322,7 @@ def _starting(turn: "_Turn", state: Starting, event: Event) -> None:
         case Observed(job, _, Alive(phase=Phase.PENDING) as alive) if job == state.job.id:
             _requeued(turn, state, alive)
         case Observed(job, _, Alive() as alive) if job == state.job.id:
-            turn.set(evolve(state, job=_as_seen(state.job, alive), suspicion=None))
+            _seen_alive(turn, state, alive)
         case Woke() if turn.now >= _boot_deadline(turn.session, state):
             _begin_stop(turn, Cause.BOOT_TIMED_OUT, Evidence("the launcher did not report where it listens"))
         case Woke() | Resumed() if turn.now >= state.due or isinstance(event, Resumed):
@@ -360,7 +360,7 @@ def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
         case Observed(job, _, Alive(phase=Phase.PENDING) as alive) if job == state.job.id:
             _requeued(turn, state, alive)
         case Observed(job, _, Alive() as alive) if job == state.job.id:
-            turn.set(evolve(state, job=_as_seen(state.job, alive), suspicion=None))
+            _seen_alive(turn, state, alive)
         case Woke() if turn.now >= _connecting_deadline(turn.session, state):
             _begin_stop(turn, Cause.CONNECT_TIMED_OUT, Evidence("the job runs but no path to it could be made"))
         case Woke() | Resumed() if turn.now >= state.due or isinstance(event, Resumed):
@@ -371,6 +371,9 @@ def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
 
 def _ready(turn: "_Turn", state: Ready, event: Event) -> None:
     match event:
+        # The most frequent event of all comes first.
+        case Observed(job, _, Alive(phase=Phase.RUNNING) as alive) if job == state.job.id and _same_node(state, alive):
+            _seen_alive(turn, state, alive)
         case Probed(number, good=True) if number == state.asked:
             turn.set(evolve(state, asked=0, due=turn.in_s(turn.spec.timeouts.status_ready_s)))
         case Probed(number, _, note) if number == state.asked:
@@ -383,8 +386,6 @@ def _ready(turn: "_Turn", state: Ready, event: Event) -> None:
             turn.set(evolve(state, published=True))
         case EffectFailed(Publish(route=route)) if route == state.route and not state.published:
             turn.set(evolve(state, due=min(state.due, turn.in_s(turn.spec.timeouts.status_starting_s))))
-        case Observed(job, _, Alive(phase=Phase.RUNNING) as alive) if job == state.job.id and _same_node(state, alive):
-            turn.set(evolve(state, job=_as_seen(state.job, alive), suspicion=None))
         case Observed(job, _, Alive()) if job == state.job.id:
             # Pending again, ending, or on another node: perhaps a requeue, perhaps a passing reading. The path tells.
             _probe_now(turn, state)
@@ -420,7 +421,7 @@ def _degraded(turn: "_Turn", state: Degraded, event: Event) -> None:
         case Observed(job, _, Alive(phase=Phase.PENDING) as alive) if job == state.job.id and state.tries > 0:
             _requeued(turn, state, alive)
         case Observed(job, _, Alive() as alive) if job == state.job.id:
-            turn.set(evolve(state, job=_as_seen(state.job, alive), suspicion=None))
+            _seen_alive(turn, state, alive)
             if not _same_node(state, alive) and state.tries > 0:
                 turn.ask_about(ReadEndpoint, state.job.id)
         case Woke() | Resumed() if turn.now >= state.due or isinstance(event, Resumed):
@@ -485,6 +486,13 @@ def _confirm(turn: "_Turn", first: Suspicion | None, proof: Gone, asked_at: Inst
     terminal = proof if first.proof.reason is EndReason.ABSENT else first.proof
     apart_s = timeouts.horizon_s if terminal.reason is EndReason.ABSENT else timeouts.confirm_s
     return Suspicion(terminal, first.since, lookup_at), asked_at - first.since >= _ms(apart_s)
+
+
+def _seen_alive(turn: "_Turn", state: WithJob, alive: Alive) -> None:
+    """A sign of life: it clears a suspicion. Most readings say nothing new, and then nothing is made anew."""
+    job = _as_seen(state.job, alive)
+    if state.suspicion is not None or job != state.job:
+        turn.set(evolve(state, job=job, suspicion=None))
 
 
 def _as_seen(job: Job, alive: Alive) -> Job:
@@ -866,7 +874,7 @@ class _Turn:
             self.serial == old.serial
             and self.desired is old.desired
             and residue == old.residue
-            and self.state == old.state
+            and (self.state is old.state or self.state == old.state)
         )
         if unchanged:
             return Decision(old, (), wake_at(old))
