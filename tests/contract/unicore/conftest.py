@@ -17,8 +17,10 @@ import asyncio
 import json
 import os
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -73,6 +75,7 @@ SITE = SiteConfig(
     ),
     login_nodes=("login1", "login2"),
     timing=Timing.fast(),
+    job_environment={"PATH": f"{Path(sys.executable).parent}:$PATH"},
 )
 
 
@@ -111,6 +114,7 @@ class Api:
     http: aiohttp.ClientSession
     tls: ssl.SSLContext | bool = True
     made: list[str] = field(factory=list)
+    session: str | None = None
 
     def url(self, path: str) -> URL:
         """Sent as it is written: nothing is encoded or made shorter on the way."""
@@ -169,8 +173,14 @@ class Api:
         return reply.headers["Location"]
 
     async def status(self, job: str) -> str:
-        document = await self.document(f"{job}?fields=status")
-        return str(document["status"])
+        """Asked in a session that is kept: many new ones would push those of the client under test out of theirs."""
+        sessions = {"X-UNICORE-SecuritySession": self.session} if self.session else {}
+        reply = await self.get(f"{job}?fields=status", headers=sessions)
+        if reply.status == 432:
+            reply = await self.get(f"{job}?fields=status")
+        self.session = reply.headers["X-UNICORE-SecuritySession"]
+        assert reply.status == 200, reply
+        return str(reply.json()["status"])
 
     async def until(self, job: str, *wanted: str) -> dict[str, Any]:
         """The job's document once it has one of these statuses; an end that was not wanted fails the test."""

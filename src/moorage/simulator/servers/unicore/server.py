@@ -76,7 +76,7 @@ class Running:
     """
     Sites behind one address. `sites` by name; `url` is the base (`.../rest/core`) of the first.
 
-    `faults` can be changed at any time; `requests` counts what arrived.
+    `faults` can be changed at any time; `requests` and `connections` count what arrived.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Running:
         self.faults = faults
         self.port = config.port
         self.requests = 0
+        self.connections = 0
         self.authority = Authority(directory / ".tls") if config.tls else None
         self.sites = {
             site.name: Site(site, directory / site.name, faults=faults, clock=clock, decide=decide)
@@ -135,7 +136,7 @@ class Running:
         if self.authority is not None:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(self.authority.chain())
-        self._http = _Listener(self.handle, self.faults)
+        self._http = _Listener(self.handle, self._accepted)
         await self.listen()
         for site in self.sites.values():
             site.external = f"{self.root}/{site.config.name}"
@@ -171,6 +172,15 @@ class Running:
             self._tls.load_cert_chain(self.authority.chain(kind))
 
     # --- faults of the socket itself -----------------------------------------------------------------
+
+    def _accepted(self) -> bool:
+        """Count a new connection; whether it may stay."""
+        self.connections += 1
+        for rule in self.faults.draw("connect") if self.faults.any else ():
+            if rule.do == "reset":
+                self.faults.fired(rule, "connect")
+                return False
+        return True
 
     def _rule_added(self, rule: Rule) -> None:
         if rule.do in ("refuse", "certificate"):
@@ -348,7 +358,7 @@ class Running:
         """Ours, not the server's: `/-/faults` (GET, POST one rule, DELETE) and `/-/ledger` (GET)."""
         if what == "ledger" and request.method == "GET":
             counts = [{"fault": f, "endpoint": e, "count": n} for (f, e), n in self.faults.ledger.items()]
-            return json_answer({"requests": self.requests, "fired": counts})
+            return json_answer({"requests": self.requests, "connections": self.connections, "fired": counts})
         if what == "faults" and request.method == "GET":
             return json_answer([attrs.asdict(rule) for rule in self.faults.rules()])
         if what == "faults" and request.method == "DELETE":
@@ -487,7 +497,7 @@ def _make_request(
 class _Listener(web.Server):  # type: ignore[type-arg,misc,unused-ignore]
     """aiohttp's server, except for connections that a fault ends as soon as they are there."""
 
-    def __init__(self, handler: object, faults: Faults) -> None:
+    def __init__(self, handler: object, accepted: Callable[[], bool]) -> None:
         super().__init__(
             handler,  # type: ignore[arg-type]
             request_factory=_make_request,
@@ -495,15 +505,10 @@ class _Listener(web.Server):  # type: ignore[type-arg,misc,unused-ignore]
             keepalive_timeout=200,
             tcp_keepalive=False,
         )
-        self._faults = faults
+        self._accepted = accepted
 
     def __call__(self) -> RequestHandler:
-        drawn = self._faults.draw("connect") if self._faults.any else ()
-        for rule in drawn:
-            if rule.do == "reset":
-                self._faults.fired(rule, "connect")
-                return cast(RequestHandler, _Reset())
-        return super().__call__()
+        return super().__call__() if self._accepted() else cast(RequestHandler, _Reset())
 
 
 class _Reset(asyncio.Protocol):
