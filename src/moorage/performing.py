@@ -70,14 +70,16 @@ from moorage.core.model import (
     Tag,
     Waiting,
     Why,
+    tag_of,
 )
-from moorage.core.plan import ENDPOINT_NAME, LOG_NAME
+from moorage.core.plan import ENDPOINT_NAME, LOG_NAME, STATUS_NAME
 from moorage.core.progress import Progress
 from moorage.core.timeouts import Timeouts
 from moorage.ports.clock import Clock
 from moorage.ports.credentials import Credentials, Vault
 from moorage.ports.errors import Malformed, Overloaded, PortError, Unanswered, Unreachable
 from moorage.ports.hub import Hub
+from moorage.ports.sessions import JobReport
 from moorage.ports.system import Handle, System
 from moorage.ports.tunnels import ProbeResult, Tunnels
 
@@ -362,6 +364,19 @@ class Performing:
         except (Unproven, TypeError, ValueError) as error:
             raise Malformed(f"the launcher's report is not believed: {error}") from error
 
+    async def job_report(self, spec: SessionSpec, attempt: int, job: JobId) -> JobReport | None:
+        """See `Sessions.job_report`."""
+        tag = tag_of(spec, attempt)
+        handle = Handle(spec.key.owner, tag, job)
+        report = await self._on_system(spec, Kind.STATUS, "read", lambda system: system.read(handle, STATUS_NAME))
+        if report is None:
+            return None
+        try:
+            secret = await self._bounded(spec.timeouts.call_s, lambda: self.ports.vault.gate(spec.id, attempt))
+            return _job_report(check_document(secret, "status", tag, report))
+        except (Unproven, KeyError, TypeError, ValueError) as error:
+            raise Malformed(f"the launcher's report is not believed: {error}") from error
+
     async def _read_log(self, spec: SessionSpec, effect: ReadLog) -> str:
         handle = Handle(spec.key.owner, effect.tag, effect.job)
         for name in (LOG_NAME, STDERR_NAME):
@@ -510,6 +525,17 @@ def checked_sightings(found: object, name: SystemName) -> tuple[Sighting, ...]:
     if not isinstance(found, Sequence) or not all(isinstance(each, Sighting) for each in found):
         raise Malformed(f"the adapter of {name} answered a lookup with something else")
     return tuple(found)
+
+
+def _job_report(said: Mapping[str, Any]) -> JobReport:
+    left_s, code = said["walltime_left_s"], said["exit_code"]
+    return JobReport(
+        state=str(said["state"]),
+        steps=tuple((str(name), int(at)) for name, at in said["steps"]),
+        left_s=None if left_s is None else int(left_s),
+        exit_code=None if code is None else int(code),
+        log=tuple(str(line) for line in said["log"]),
+    )
 
 
 def _lane(name: SystemName, entry: SystemEntry, kind: Kind, number: int) -> Lane:

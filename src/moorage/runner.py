@@ -35,6 +35,7 @@ from moorage.core.model import (
     SystemName,
     Waiting,
     Why,
+    WithJob,
 )
 from moorage.core.progress import progress_of
 from moorage.observing import Observing
@@ -43,7 +44,7 @@ from moorage.ports.clock import Choices, Clock
 from moorage.ports.credentials import Credentials, Vault
 from moorage.ports.errors import LimitReached, Refused, StaleVersion, StoreFailed
 from moorage.ports.hub import Hub
-from moorage.ports.sessions import StartRequest, Step, View
+from moorage.ports.sessions import JobReport, StartRequest, Step, View
 from moorage.ports.store import Store
 from moorage.ports.tunnels import Tunnels
 from moorage.ports.wakeups import Wakeups
@@ -180,6 +181,16 @@ class Runner:
         finally:
             if live is not None:
                 live.followers.remove(changed)
+
+    async def job_report(self, session: SessionId) -> JobReport | None:
+        """See `Sessions.job_report`."""
+        stored = await self._find(session)
+        if stored is None:
+            raise KeyError(session)
+        found = stored[0]
+        if not isinstance(found.state, WithJob):
+            return None
+        return await self.performing.job_report(found.spec, found.attempt, found.state.job.id)
 
     # Life of the runner -----------------------------------------------------------------------------------------------
 

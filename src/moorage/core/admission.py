@@ -72,8 +72,8 @@ class Taken:
         for group in spec.groups:
             if group in limits.per_group and self.groups[group] >= limits.per_group[group]:
                 return f"{limits.per_group[group]} sessions of group {group}"
-        if self.systems[spec.system] >= limits.per_system:
-            return f"{limits.per_system} sessions on {spec.system}"
+        if self.systems[spec.system] >= limits.on_system(spec.system):
+            return f"{limits.on_system(spec.system)} sessions on {spec.system}"
         if self.in_all >= limits.in_all:
             return f"{limits.in_all} sessions in all"
         return None

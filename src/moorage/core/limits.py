@@ -27,3 +27,10 @@ class Limits:
     per_system: int = field(
         default=5_000, validator=_count, metadata={"doc": "sessions on one system, where it names no limit itself"}
     )
+    of_system: Mapping[str, int] = field(
+        factory=dict, validator=_counts, metadata={"doc": "sessions on the systems named here, instead of per_system"}
+    )
+
+    def on_system(self, system: str) -> int:
+        """Sessions that may be held on this system."""
+        return self.of_system.get(system, self.per_system)

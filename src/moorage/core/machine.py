@@ -351,8 +351,10 @@ def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
         case Probed(number, good=True) if number == state.asked and state.route is not None:
             turn.go(_ready_now(turn, state, state.route, published=False))
             turn.ask(Publish, route=state.route)
-        case Probed(number) if number == state.asked:
-            turn.set(evolve(state, asked=0, tries=state.tries + 1, due=turn.soon(state.since)))
+        case Probed(number, _, note) if number == state.asked:
+            said = note[:NOTE_LIMIT]
+            tell = turn.set if said == state.note else turn.go
+            tell(evolve(state, asked=0, tries=state.tries + 1, due=turn.soon(state.since), note=said))
         case EffectFailed(Probe(number=number) | OpenTunnel(number=number)) if number == state.asked:
             turn.set(evolve(state, asked=0, tries=state.tries + 1, due=turn.repair_at(state.tries + 1)))
         case EndpointRead(attempt, job, endpoint) if _has_moved(turn, state, attempt, job, endpoint):

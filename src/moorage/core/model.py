@@ -345,7 +345,11 @@ class Starting:
 
 @frozen
 class Connecting:
-    """The endpoint is known; a path is being made. `asked` is the number of the effect under way, 0 for none."""
+    """
+    The endpoint is known; a path is being made.
+
+    `asked` is the number of the effect under way, 0 for none; `note` is what the last probe met.
+    """
 
     job: Job
     endpoint: Endpoint
@@ -355,6 +359,7 @@ class Connecting:
     tries: int = 0
     route: Route | None = None
     suspicion: Suspicion | None = None
+    note: str = ""
 
 
 @frozen

@@ -48,7 +48,7 @@ def progress_of(state: State) -> Progress:
         case Starting():
             return Progress(name, 55, _with("starting", state.job.node and f"on {state.job.node}"))
         case Connecting():
-            return Progress(name, 80, "connecting")
+            return Progress(name, 80, _with("connecting", state.note))
         case Ready():
             return Progress(name, 100, "ready")
         case Degraded():

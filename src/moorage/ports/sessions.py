@@ -43,6 +43,25 @@ class Step:
     progress: Progress
 
 
+@frozen
+class JobReport:
+    """
+    What the launcher of a job said about itself, proven to be its own words. The texts in it are foreign.
+
+    Args:
+        state: What the lab does: waiting, starting, serving, stopping, ended.
+        steps: Boot steps so far, each with its time in milliseconds on the node's clock; the newest is last.
+        left_s: Seconds of walltime that were left, if there is a limit.
+        log: The last lines of the lab, without secrets.
+    """
+
+    state: str
+    steps: tuple[tuple[str, int], ...] = ()
+    left_s: int | None = None
+    exit_code: int | None = None
+    log: tuple[str, ...] = ()
+
+
 class Sessions(Protocol):
     """Start, stop, follow and get. Cancelling a caller changes nothing about the session."""
 
@@ -83,5 +102,17 @@ class Sessions(Protocol):
 
         Raises:
             KeyError: There is no such session.
+        """
+        ...
+
+    async def job_report(self, session: SessionId) -> JobReport | None:
+        """
+        The launcher's last report; `None` if there is no job, or no report yet.
+
+        One remote call: for a page that somebody looks at, at a bounded rate, never for a decision.
+
+        Raises:
+            KeyError: There is no such session.
+            PortError: The system does not answer, or the report is not believed.
         """
         ...

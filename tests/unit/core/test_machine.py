@@ -304,9 +304,10 @@ def test_a_bad_probe_is_tried_again_with_the_listener() -> None:
     life.wake()
     assert life.kinds() == {"OpenTunnel"}
     life.take(events.TunnelOpened(life.state.asked, ROUTE))
-    life.take(events.Probed(life.state.asked, good=False))
+    life.take(events.Probed(life.state.asked, good=False, note="the lab is starting"))
     assert isinstance(life.state, Connecting)
     assert life.state.tries == 2
+    assert life.last(effects.Report).progress.text == "connecting: the lab is starting"
 
 
 def test_after_some_failures_the_launcher_is_asked_where_it_is_now() -> None:

@@ -79,6 +79,7 @@ def test_the_place_in_line_is_told() -> None:
         (Limits(per_user=1), "1 sessions of one user"),
         (Limits(per_group={"course": 1}), "1 sessions of group course"),
         (Limits(per_system=1), "1 sessions on juniper"),
+        (Limits(of_system={"juniper": 0}), "0 sessions on juniper"),
     ],
 )
 def test_each_limit_holds(limits: Limits, note: str) -> None:
