@@ -25,6 +25,7 @@ from moorage.simulator.servers.unicore import Running, SiteConfig, Timing, User,
 NAME = SystemName("here")
 ALICE, BOB = Owner("alice"), Owner("bob")
 PASSWORD = "correct horse"
+DN = "CN=Alice, O=Suite, C=EU"
 
 QUICK = Timeouts(connect_s=1, call_s=2, submit_s=3)
 
@@ -113,7 +114,7 @@ async def world(directory: Path, *, timeouts: Timeouts = QUICK, **changes: Any) 
     from moorage.simulator.servers.unicore import ServerConfig
 
     tls = changes.pop("tls", False)
-    users = (User("alice", PASSWORD, uids=("alice", "proj1")), User("bob", "another one"))
+    users = (User("alice", PASSWORD, DN, uids=("alice", "proj1")), User("bob", "another one"))
     config = attrs.evolve(SiteConfig(users=users, timing=Timing.fast()), **changes)
     async with serve(ServerConfig(sites=(config,), tls=tls)) as site:
         made = World(site, directory, timeouts=timeouts)

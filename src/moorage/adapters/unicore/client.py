@@ -111,7 +111,7 @@ class Client:
         Make a call on behalf of an owner, or of nobody.
 
         1. A session that the server has forgotten (432) costs one more try, without it.
-        2. Credentials that are refused cost one more try if the issuer has others now.
+        2. Credentials that are refused cost one more try, if the issuer has others now or a session hid them.
         3. The deadline is for all of it, whatever trickles in meanwhile.
 
         Raises:
@@ -129,7 +129,7 @@ class Client:
             note = f"{self.name}: {request.what}: no answer in time"
             raise (Unanswered if begun.sent else Unreachable)(note) from error
 
-    async def session(self, owner: Owner) -> str | None:
+    def session(self, owner: Owner) -> str | None:
         """The security session of an owner, for connections of our own; `None` if there is none yet."""
         session: str | None = self._login(owner).transport.last_session_id
         return session
@@ -169,10 +169,13 @@ class Client:
                     raise Unreachable(f"{self.name}: {error}") from error
                 expired = True
             except Unauthorised:
-                if renewed or owner is None or header is None or not await self.rights.renew(owner, header):
+                if renewed or owner is None or header is None:
                     raise
-                # The session was opened with what is refused now.
-                login.transport.last_session_id = None
+                # With a session the credentials were not looked at, and the session may be one that was opened with
+                # others, or as nobody: the server gives one to whoever it does not know, too.
+                if not await self.rights.renew(owner, header) and session is None:
+                    raise
+                self.forget_session(owner, login.transport.last_session_id)
                 renewed = True
 
     async def _in_turn(self, login: "_Login", header: Secret | None, request: Request, begun: "_Begun") -> Answer:

@@ -129,7 +129,7 @@ class UnicoreDialer:
         An upgrade without one makes a new one on the server, which keeps five per user; and it does not tell its id.
         So the first dial of an owner asks how the job is, which does.
         """
-        session = await self.client.session(job.owner)
+        session = self.client.session(job.owner)
         if session is None:
             request = Request(f"status of {job.tag}", Verb.ASK, "GET", f"/jobs/{job.job}", params={"fields": "status"})
             try:
@@ -140,7 +140,7 @@ class UnicoreDialer:
                 raise
             except PortError as error:
                 raise Unreachable(error.note) from error
-            session = await self.client.session(job.owner)
+            session = self.client.session(job.owner)
         return session
 
     async def _upgrade(

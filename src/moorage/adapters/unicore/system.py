@@ -33,7 +33,7 @@ from moorage.core.timeouts import Timeouts
 from moorage.launcher import source
 from moorage.ports.clock import Clock
 from moorage.ports.credentials import Credentials
-from moorage.ports.errors import Malformed, PortError, Refused, Unanswered, Unreachable
+from moorage.ports.errors import Malformed, PortError, Refused, Unanswered, Unauthorised, Unreachable
 from moorage.ports.plans import Plans
 from moorage.ports.system import Handle
 
@@ -91,6 +91,7 @@ class _Seen:
     node: str | None = None
     ends_at: Instant | None = None
     note: str = ""
+    warning: str = ""
     details_at: Instant | None = None
     nudged_at: Instant | None = None
     prolonged_at: Instant | None = None
@@ -189,6 +190,14 @@ class UnicoreSystem:
         raise Malformed(f"{self.name}: {what}: the listing does not end")
 
     async def _check_role(self, owner: Owner) -> None:
+        """Taken for nobody, we may only hold the session of a moment in which the site could not check us."""
+        try:
+            await self._ask_role(owner)
+        except Unauthorised:
+            self.client.forget_session(owner, self.client.session(owner))
+            await self._ask_role(owner)
+
+    async def _ask_role(self, owner: Owner) -> None:
         what = "check of our role"
         request = Request(what, Verb.LIST, "GET", "", params={"fields": "client"})
         answer = await self.client.call(owner, request)
@@ -257,17 +266,19 @@ class UnicoreSystem:
     async def _alive(self, job: Handle, reading: Reading, seen: _Seen) -> Alive:
         now, phase = self.clock.now(), _PHASES[reading.status]
         first = seen.phase is None
-        if reading.batch_id != seen.batch_id or (phase is Phase.PENDING and seen.phase is not Phase.PENDING):
+        if phase is not seen.phase or reading.batch_id != seen.batch_id:
+            seen.note, seen.details_at = "", None
+        if reading.batch_id != seen.batch_id or phase is Phase.PENDING:
             # Another run: where the last one was says nothing about this one.
-            seen.node, seen.ends_at, seen.note, seen.details_at = None, None, "", None
+            seen.node, seen.ends_at = None, None
         seen.batch_id, seen.phase, seen.at = reading.batch_id, phase, now
         if reading.status.before_batch:
             await self._nudge(job, reading, seen)
         else:
             await self._ask_details(job, phase, seen, first=first)
         await self._prolong(job, reading, seen)
-        note = seen.note if phase is not Phase.ENDING else "the site collects what the job has left"
-        return Alive(phase, seen.node, seen.ends_at, note[:NOTE_LIMIT])
+        note = "the site collects what the job has left" if phase is Phase.ENDING else seen.note
+        return Alive(phase, seen.node, seen.ends_at, "; ".join(filter(None, (note, seen.warning)))[:NOTE_LIMIT])
 
     async def _ask_details(self, job: Handle, phase: Phase, seen: _Seen, *, first: bool) -> None:
         """
@@ -334,7 +345,10 @@ class UnicoreSystem:
         """Keep the site from dropping the record of a living job, and with it the job."""
         now = self.clock.now()
         wanted = translate.longer_life(reading, _at(now))
-        if wanted is None or (seen.prolonged_at is not None and now < seen.prolonged_at + NUDGE_AGAIN_MS):
+        if wanted is None:
+            seen.warning = ""
+            return
+        if seen.prolonged_at is not None and now < seen.prolonged_at + NUDGE_AGAIN_MS:
             return
         seen.prolonged_at = now
         what = f"longer life of {job.tag}"
@@ -342,10 +356,11 @@ class UnicoreSystem:
         try:
             answer = await self.client.call(job.owner, request)
             if translate.granted(answer.body, "terminationTime"):
+                seen.warning = ""
                 return
         except (PortError, Absent):
             pass
-        seen.note = f"the site drops this job at {reading.kept_until:%Y-%m-%d %H:%M %Z} and did not grant longer"
+        seen.warning = f"the site drops this job at {reading.kept_until:%Y-%m-%d %H:%M %Z} and did not grant longer"
 
     async def _end(self, job: Handle, reading: Reading, seen: _Seen) -> Gone:
         """Why a job is over, as far as anybody knows."""
