@@ -1,9 +1,9 @@
 """
 What every `System` promises (`moorage.ports.system`), as tests over a fixture `system_case`.
 
-A test module provides the fixture and takes the tests with `from system.suite import *`; `conftest.py` makes that
-possible. The jobs are real launch plans: where jobs really run, it is moorage's launcher that runs, waiting at its
-gate until it is told to end or cancelled.
+A test module provides the fixture and takes the tests with `from tests.contract.system.suite import *`. The jobs are
+real launch plans: where jobs really run, it is moorage's launcher that runs, waiting at its gate until it is told to
+end or cancelled.
 """
 
 import asyncio

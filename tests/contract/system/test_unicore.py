@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from system.suite import *  # noqa: F403 (the suite's tests become tests of this module)
-from system.suite import SystemCase
-from system.unicore_world import World, world
+from tests.contract.system.suite import *  # noqa: F403 (the suite's tests become tests of this module)
+from tests.contract.system.suite import SystemCase
+from tests.contract.system.unicore_world import World, world
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "tls"])

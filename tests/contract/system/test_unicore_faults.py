@@ -13,8 +13,8 @@ from pathlib import Path
 import attrs
 import pytest
 from aiohttp import web
-from system.suite import SystemCase, a_spec
-from system.unicore_world import ALICE, DN, QUICK, World, world
+from tests.contract.system.suite import SystemCase, a_spec
+from tests.contract.system.unicore_world import ALICE, DN, QUICK, World, world
 
 from moorage.adapters.unicore import translate
 from moorage.adapters.unicore.config import OwnerToken

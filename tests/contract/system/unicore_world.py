@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 from attrs import define, field
-from system.suite import PlansOfSleepers
+from tests.contract.system.suite import PlansOfSleepers
 
 from moorage.adapters.unicore.config import BasicLogin, UnicoreConfig
 from moorage.adapters.unicore.dialer import UnicoreDialer
