@@ -142,11 +142,14 @@ _Result = TypeVar("_Result")
 
 
 def _reading(engine: Engine, function: Callable[..., _Result], args: tuple[Any, ...]) -> _Result:
-    try:
-        with engine.connect() as connection:
-            return function(connection, *args)
-    except _database_errors(engine) as error:
-        raise StoreFailed(f"the database cannot be read: {reason(error)}") from error
+    for last in (False, True):
+        try:
+            with engine.connect() as connection:
+                return function(connection, *args)
+        except _database_errors(engine) as error:
+            if last or not _worth_repeating(error):
+                raise StoreFailed(f"the database cannot be read: {reason(error)}") from error
+    raise AssertionError("the second try returns or raises")
 
 
 def _database_errors(engine: Engine) -> tuple[type[Exception], ...]:
@@ -277,7 +280,10 @@ class _Writer:
             except _database_errors(self._engine) as error:
                 log.warning("whether a commit worked is not known, looking: %s", reason(error))
                 lost = error
-                connection.invalidate()
+                # A connection that may be dead goes. SQLite's is not dead, and on a full disk it could not be opened
+                # again; the pool rolls it back.
+                if not is_sqlite(self._engine):
+                    connection.invalidate()
         return self._look(batch, verdicts, turn.digests, lost)
 
     def _look(
@@ -532,7 +538,7 @@ def _rebuild(connection: Connection, row: Any, damage: _Damaged) -> Stored:
     """
     session = SessionId(row.id)
     try:
-        entries = list(_verified(connection, session))
+        entries = list(_verified(connection, session, end=None))
         rebuilt = _replayed(entries)
     except _Damaged as second:
         _alarm(session, f"{damage}, and its log does not help: {second}; it is left alone")
@@ -570,9 +576,15 @@ class _Entry:
     digest: str
 
 
-def _verified(connection: Connection, session: SessionId, after: int = 0, limit: int | None = None) -> Iterator[_Entry]:
-    """Log records one by one, as long as they are whole and in order; then `_Damaged` if there is more."""
-    end = connection.execute(select(heads.c.version).where(heads.c.id == session)).scalar()
+def _verified(
+    connection: Connection, session: SessionId, end: int | None, after: int = 0, limit: int | None = None
+) -> Iterator[_Entry]:
+    """
+    Log records one by one, as long as they are whole and in order; then `_Damaged` if there is more.
+
+    Args:
+        end: The version that the log has to reach, if that is known.
+    """
     before = "" if after < 1 else connection.execute(_digest_of(session, after)).scalar()
     wanted = select(records).where(records.c.id == session, records.c.version > after)
     count, version = 0, max(0, after)
@@ -583,7 +595,7 @@ def _verified(connection: Connection, session: SessionId, after: int = 0, limit:
             raise _Damaged(f"record {row.version} of its log does not fit its digest")
         yield _Entry(row.version, row.at, row.event, row.digest)
         count, version, before = count + 1, row.version, row.digest
-    if count != limit and end is not None and (type(end) is not int or version < end):
+    if count != limit and end is not None and version < end:
         raise _Damaged(f"record {version + 1} of its log is missing")
 
 
@@ -616,8 +628,9 @@ def _event(entry: _Entry) -> Event:
 
 def _log(connection: Connection, session: SessionId, after: int, limit: int) -> list[Logged]:
     found: list[Logged] = []
+    end = connection.execute(select(heads.c.version).where(heads.c.id == session)).scalar()
     try:
-        for entry in _verified(connection, session, after, limit):
+        for entry in _verified(connection, session, end, after, limit):
             found.append(Logged(entry.version, entry.at, None if entry.version == 1 else _event(entry)))
     except _Damaged as damage:
         if not found:
@@ -641,7 +654,7 @@ def _check(connection: Connection) -> list[Damage]:
             found.append(Damage(session, 0, str(damage)))
         entries: list[_Entry] = []
         try:
-            for entry in _verified(connection, session):
+            for entry in _verified(connection, session, row.version):
                 entries.append(entry)
             replayed = _replayed(entries)
             if stored is not None and (replayed != stored.session or entries[-1].version != stored.version):
