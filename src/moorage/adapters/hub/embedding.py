@@ -1,0 +1,93 @@
+"""
+moorage inside a JupyterHub: `c.JupyterHub.spawner_class = "moorage"` and one line that names the configuration suffice.
+
+The Hub offers no hook to a spawner when it starts. It does import the spawner's module first thing, inside its running
+event loop, so that import begins a task which does the rest as soon as the Hub's web application is there: pages,
+warnings about settings, and the service itself.
+"""
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, FileSystemLoader
+
+from .attaching import keep_attached
+from .port import HubPort
+from .service import Compose, registry
+from .settings import warnings_about
+from .spawner import MoorageSpawner
+
+HERE = Path(__file__).parent
+_tasks: set["asyncio.Task[None]"] = set()
+
+
+def embed() -> None:
+    """Begin, if this process is a JupyterHub; harmless otherwise and when done again."""
+    module = sys.modules.get("jupyterhub.app")
+    if module is None or not module.JupyterHub.initialized() or _tasks:
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    task = loop.create_task(_serve(module.JupyterHub.instance()))
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
+async def _serve(app: Any) -> None:
+    """Everything that moorage does in a Hub, until the Hub cancels it at its end."""
+    # A plain attribute of the Hub's, set once at its start: there is nothing to wait on.
+    while getattr(app, "tornado_application", None) is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    if not issubclass(app.spawner_class, MoorageSpawner):
+        return  # imported for another reason
+    spawner_class: type[MoorageSpawner] = app.spawner_class
+    sample = spawner_class(parent=app)
+    for warning in warnings_about(app, sample):
+        app.log.warning("moorage: %s", warning)
+    port = HubPort(app)
+    install(app, port)
+    try:
+        compose = load(sample.compose)
+        async with compose(Path(sample.config_file), port) as service:
+            registry.provide(service)
+            app.log.info("moorage is working (%s)", sample.config_file)
+            try:
+                await app._start_future
+                await keep_attached(port, service)
+            finally:
+                registry.withdraw("the Hub is stopping")
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        # Running servers stay as they are: without moorage every one of them counts as running.
+        registry.withdraw(str(error))
+        app.log.critical("moorage cannot work: %s", error, exc_info=not getattr(error, "for_people", False))
+
+
+def install(app: Any, port: HubPort) -> None:
+    """Add pages and templates to a Hub whose web application exists. The operator's own templates come before ours."""
+    from .pages import handlers
+
+    application = app.tornado_application
+    application.settings["moorage"] = port
+    prefix = app.hub.base_url.rstrip("/")
+    application.add_handlers(".*", [(prefix + path, *rest) for path, *rest in handlers(HERE / "static")])
+    base = app._template_paths_default()[0]
+    for name in ("jinja2_env", "jinja2_env_sync"):
+        environment = application.settings[name]
+        fixed, searched = environment.loader.loaders
+        before = [path for path in searched.searchpath if path != base]
+        ours = FileSystemLoader([*before, str(HERE / "templates"), base])
+        environment.loader = ChoiceLoader([fixed, ours])
+
+
+def load(name: str) -> Compose:
+    """The function that `module:function` names."""
+    module, _, function = name.partition(":")
+    found: Compose = getattr(importlib.import_module(module), function)
+    return found

@@ -1,0 +1,132 @@
+"""The port `Hub`, answered by the JupyterHub application of this process."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from typing import Any
+from urllib.parse import urlsplit
+
+from attrs import define, field
+from jupyterhub import orm
+
+from moorage.core.model import Owner, Route, SessionId, SessionSpec
+from moorage.core.progress import Progress
+
+from .spawner import MoorageSpawner
+
+log = logging.getLogger(__name__)
+
+
+@define(eq=False)
+class Changes:
+    """
+    Who is told that something about somebody's sessions changed. Carries no content: listeners look for themselves.
+
+    A listener that is slow sees one change instead of many, so nothing piles up.
+    """
+
+    _listeners: dict[Owner | None, set[asyncio.Event]] = field(factory=lambda: defaultdict(set))
+
+    def listen(self, owner: Owner | None) -> asyncio.Event:
+        """Set at every change of the owner's sessions; of everybody's for `None`. Give it back with `leave`."""
+        event = asyncio.Event()
+        self._listeners[owner].add(event)
+        return event
+
+    def leave(self, owner: Owner | None, event: asyncio.Event) -> None:
+        self._listeners[owner].discard(event)
+        if not self._listeners[owner]:
+            del self._listeners[owner]
+
+    def tell(self, owner: Owner) -> None:
+        for who in (owner, None):
+            for event in self._listeners.get(who, ()):
+                event.set()
+
+
+class HubPort:
+    """
+    Tells the Hub about sessions; see the protocol `moorage.ports.hub.Hub`.
+
+    Args:
+        app: The running `jupyterhub.app.JupyterHub`.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.changes = Changes()
+        self.unattached = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def report(self, spec: SessionSpec, progress: Progress) -> None:
+        """Wake whoever shows the session; let the Hub notice an end at once instead of at its next poll."""
+        self.changes.tell(spec.key.owner)
+        if progress.state == "ended":
+            spawner = self.spawner(spec)
+            if spawner is not None and spawner.ready and spawner.session_id == spec.id:
+                self._spawn(spawner.poll_and_notify())
+
+    async def publish(self, spec: SessionSpec, route: Route) -> None:
+        """
+        Lead the user to `route`.
+
+        A start that waits takes the address itself. A server that is known gets its new address, with the Hub's own
+        means. Otherwise the Hub does not know the session (any more), and it is attached.
+        """
+        self.changes.tell(spec.key.owner)
+        spawner = self.spawner(spec)
+        if spawner is None or not spawner.active:
+            self.unattached.set()
+            return
+        if spawner.pending or spawner.server is None or spawner.session_id != spec.id:
+            return
+        address = urlsplit(route.address)
+        if (spawner.server.ip, spawner.server.port) != (address.hostname, address.port):
+            log.info("session %s: the Hub is told its new address", spec.id)
+            spawner.server.proto, spawner.server.ip = address.scheme, address.hostname
+            spawner.server.port = address.port or 80
+            self.app.db.commit()
+            await self.app.proxy.add_user(spawner.user, spawner.name)
+
+    async def withdraw(self, spec: SessionSpec) -> None:
+        """
+        Have the Hub lead nobody to the session.
+
+        The Hub removes the route itself when it stops a server or notices its end; a stop that moorage began makes
+        it notice here.
+        """
+        self.changes.tell(spec.key.owner)
+        spawner = self.spawner(spec)
+        if spawner is not None and spawner.ready and spawner.session_id == spec.id:
+            await self.app.proxy.delete_user(spawner.user, spawner.name)
+
+    def spawner(self, spec: SessionSpec) -> MoorageSpawner | None:
+        """The Hub's object for the server of a session, if there is one in use."""
+        user = self.user(spec.key.owner)
+        if user is None or spec.key.name not in user.spawners:
+            return None
+        found = user.spawners[spec.key.name]
+        return found if isinstance(found, MoorageSpawner) else None
+
+    def user(self, owner: Owner) -> Any | None:
+        """The Hub's object for a person, if the Hub knows somebody of that very name."""
+        found = orm.User.find(self.app.db, owner)
+        return None if found is None else self.app.users[found]
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("telling the Hub", exc_info=task.exception())
+
+
+def is_ours(spec: SessionSpec, hub: str) -> bool:
+    """Whether a session belongs to this Hub: several may share one store."""
+    return spec.key.hub == hub
+
+
+__all__ = ["Changes", "HubPort", "SessionId", "is_ours"]

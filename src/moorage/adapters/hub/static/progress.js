@@ -1,0 +1,53 @@
+// The progress page. It is a view of the session's history, so a reload shows the same.
+
+import { api, call, el, failed, path, stream, t, time } from "./moorage.js";
+
+const page = document.getElementById("moorage-progress");
+const { user, server } = page.dataset;
+const bar = document.getElementById("progress-bar");
+const message = document.getElementById("progress-message");
+const log = document.getElementById("progress-log");
+const options = document.getElementById("moorage-options");
+let row = null;
+
+function show({ rows, steps }) {
+  row = rows.find((each) => each.server === server);
+  if (!row) { window.location = path("home"); return; }
+  if (message.textContent !== row.text) message.textContent = row.text;
+  if (page.dataset.stopping) { if (row.hub !== "stop") window.location = path("home"); return; }
+  bar.style.width = `${row.percent}%`;
+  bar.setAttribute("aria-valuenow", row.percent);
+  bar.setAttribute("aria-valuetext", t("progress.percent", { percent: row.percent }));
+  bar.textContent = `${row.percent} %`;
+  drawSteps(steps);
+  drawOptions();
+  // Ready, or over: the Hub's own page for either is at this very address.
+  if (row.hub === "ready" || (!row.hub && !row.going)) window.location.reload();
+  if (row.hub === "stop") { message.textContent = t("progress.cancelling"); }
+}
+
+function drawSteps(steps) {
+  const shown = steps.filter((step, index) => index === 0 || step.text !== steps[index - 1].text);
+  log.replaceChildren(...shown.map((step) => el("li", {}, el("time", { datetime: new Date(step.at).toISOString() }, time(step.at)), ` ${step.text}`)));
+}
+
+function drawOptions() {
+  options.replaceChildren(...Object.entries(row.options).flatMap(([name, value]) => [
+    el("dt", { class: "col-sm-4" }, t(`form.${name}`)), el("dd", { class: "col-sm-8" }, Array.isArray(value) ? value.join(", ") : String(value)),
+  ]));
+}
+
+document.getElementById("moorage-cancel")?.addEventListener("click", async (event) => {
+  event.target.disabled = true;
+  message.textContent = t("progress.cancelling");
+  try {
+    if (row?.hub) await call("DELETE", path("api", "users", user, ...(server ? ["servers", server] : ["server"])));
+    else if (row?.session) await call("DELETE", api("users", user, "sessions", row.session));
+    window.location = path("home");
+  } catch (error) {
+    failed(error);
+    event.target.disabled = false;
+  }
+});
+
+stream(`${api("users", user, "events")}?server=${encodeURIComponent(server)}`, show);

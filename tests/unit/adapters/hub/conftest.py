@@ -1,0 +1,161 @@
+"""A real JupyterHub in the test's own event loop, without a proxy process."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from attrs import define
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import stubworld  # noqa: E402  (the Hub's configuration names it, so it has to be importable by name)
+
+Start = Callable[..., Awaitable["Hub"]]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@define(eq=False)
+class Hub:
+    """A running Hub and a client with an administrator's token."""
+
+    app: Any
+    url: str
+    client: aiohttp.ClientSession
+
+    @property
+    def world(self) -> stubworld.StubWorld:
+        return stubworld.worlds[-1]
+
+    async def api(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
+        async with self.client.request(method, f"{self.url}/hub/api/{path}", **more) as answer:
+            text = await answer.text()
+            try:
+                return answer.status, await answer.json(content_type=None)
+            except ValueError:
+                return answer.status, text
+
+    def spawner(self, user: str, server: str = "") -> Any:
+        from jupyterhub import orm
+
+        return self.app.users[orm.User.find(self.app.db, user)].spawners[server]
+
+    def live(self) -> list[Any]:
+        return [live.session for live in self.world.runner.live.values() if live.session is not None]
+
+
+@pytest.fixture
+async def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    """Starts a Hub with its state in `tmp_path`; again for the same state after `stop_hub`."""
+    from jupyterhub.app import JupyterHub
+    from jupyterhub.proxy import Proxy
+    from traitlets.config import Config
+
+    from moorage.adapters.hub.embedding import _tasks, embed
+
+    class NoProxy(Proxy):
+        """Routes in a dictionary."""
+
+        routes: dict[str, Any] = {}
+        should_start = False
+
+        async def add_route(self, routespec: str, target: str, data: Any) -> None:
+            self.routes[routespec] = {"routespec": routespec, "target": target, "data": data}
+
+        async def delete_route(self, routespec: str) -> None:
+            self.routes.pop(routespec, None)
+
+        async def get_all_routes(self) -> dict[str, Any]:
+            return dict(self.routes)
+
+    monkeypatch.chdir(tmp_path)
+    hubs: list[Hub] = []
+
+    async def start(**settings: Any) -> Hub:
+        NoProxy.routes = {}
+        port = free_port()
+        JupyterHub.clear_instance()
+        config = Config()
+        config.JupyterHub.spawner_class = "moorage"
+        config.JupyterHub.proxy_class = NoProxy
+        config.JupyterHub.bind_url = "http://127.0.0.1:8000"
+        config.JupyterHub.hub_bind_url = f"http://127.0.0.1:{port}"
+        config.JupyterHub.db_url = f"sqlite:///{tmp_path}/hub.sqlite"
+        config.JupyterHub.cookie_secret = b"c" * 32
+        config.JupyterHub.allow_named_servers = True
+        config.JupyterHub.cleanup_servers = False
+        config.JupyterHub.concurrent_spawn_limit = 0
+        config.JupyterHub.log_level = 30
+        config.JupyterHub.authenticator_class = "dummy"
+        config.Authenticator.admin_users = {"admin"}
+        config.Authenticator.allowed_users = {"alice", "bob"}
+        config.JupyterHub.services = [{"name": "test", "api_token": "t" * 32}]
+        config.JupyterHub.load_roles = [
+            {"name": "test", "services": ["test"], "scopes": ["admin:users", "admin:servers", "access:servers"]}
+        ]
+        config.MoorageSpawner.config_file = str(tmp_path / "moorage.yaml")
+        config.MoorageSpawner.compose = "stubworld:compose"
+        config.MoorageSpawner.stop_wait_s = 2
+        config.MoorageSpawner.http_timeout = 2
+        for name, value in settings.items():
+            owner, _, trait = name.partition("__")
+            config[owner][trait] = value
+        app = JupyterHub.instance(config=config)
+        embed()
+        await app.initialize([])
+        await app.start()
+        token = {"Authorization": f"token {'t' * 32}"}
+        hub = Hub(app, f"http://127.0.0.1:{port}", aiohttp.ClientSession(headers=token))
+        hubs.append(hub)
+        await stubworld.until(lambda: _service() is not None)
+        return hub
+
+    yield start
+    for hub in hubs:
+        await stop_hub(hub)
+    await asyncio.gather(*_tasks, return_exceptions=True)
+    stubworld.worlds.clear()
+    stubworld.lab_answers["status"] = 200
+    JupyterHub.clear_instance()
+    os.environ.pop("JUPYTERHUB_API_TOKEN", None)
+
+
+def _service() -> Any:
+    from moorage.adapters.hub.service import registry
+
+    return registry.service
+
+
+async def stop_hub(hub: Hub, harsh: bool = False) -> None:
+    """End the Hub: as on SIGTERM, or `harsh` as if it were killed, with no word to the database."""
+    from moorage.adapters.hub.embedding import _tasks
+
+    if hub.client.closed:
+        return
+    await hub.client.close()
+    for callback in hub.app._periodic_callbacks.values():
+        callback.stop()
+    hub.app.metrics_collector.stop() if hasattr(hub.app.metrics_collector, "stop") else None
+    for task in list(_tasks):
+        task.cancel()
+    await asyncio.gather(*_tasks, return_exceptions=True)
+    for user in list(hub.app.users.values()):
+        for spawner in user.spawners.values():
+            spawner.stop_polling()
+            if spawner._spawn_future is not None:
+                spawner._spawn_future.cancel()
+    if not harsh:
+        await hub.app.cleanup()
+    hub.app.http_server.stop()
+    await hub.app.http_server.close_all_connections()
+    hub.app.db.close()
