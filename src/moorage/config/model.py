@@ -396,6 +396,10 @@ class SystemConfig(AudienceConfig):
     by_rights: bool = field(
         default=False, metadata=doc("only who has an account, listed here or by an attribute (rights), may use it")
     )
+    token: SecretRef | None = field(
+        default=None,
+        metadata=doc("a token for everybody at this system, as a reference; without it, people act with their own"),
+    )
     gate: GateConfig = field(factory=GateConfig, metadata=doc("where launchers listen on this system"))
 
     def __attrs_post_init__(self) -> None:
