@@ -373,12 +373,15 @@ class Deployment:
     Everything that works, and the means to change it. Made by `compose`; implements the Hub adapter's `Operations`.
 
     Args:
+        config: As last read.
+        made_from: What the adapters, the store and the plugins were made from when the process started.
         entries: The systems as the runner has them; replaced one by one when the configuration changes.
     """
 
     path: Path
     directory: Path
     config: Config
+    made_from: Config
     catalog: Catalog
     plugins: Plugins
     ports: Ports
@@ -465,20 +468,17 @@ class Deployment:
         except ConfigError as error:
             log.error("the configuration was not reloaded: %s", error)
             return str(error)
-        fixed = [
-            (key, getattr(config, key), getattr(self.config, key))
-            for key in ("deployment", "directory", "store", "plugins")
-        ]
-        later = [key for key, new, old in fixed if new != old]
-        if "deployment" in later:
+        if config.deployment != self.made_from.deployment:
             return "deployment: it names every job and cannot change"
+        fixed = ("directory", "store", "plugins")
+        later = [key for key in fixed if getattr(config, key) != getattr(self.made_from, key)]
         later += [f"systems.{name}" for name in config.systems if not self._same_adapter(name, config)]
         self._use(config)
         log.info("the configuration was reloaded; its digest is %s", config.digest)
         return f"after a restart: {', '.join(later)}" if later else ""
 
     def _same_adapter(self, name: SystemName, config: Config) -> bool:
-        old, new = self.config.systems.get(name), config.systems[name]
+        old, new = self.made_from.systems.get(name), config.systems[name]
         return old is not None and (old.kind, old.options, old.tunnel) == (new.kind, new.options, new.tunnel)
 
     def _use(self, config: Config) -> None:
@@ -581,7 +581,20 @@ async def compose(
             Runner(ports, limits_of(config), config.deployment, [*observers, *watchers])
         )
         yield Deployment(
-            path, directory, config, catalog, plugins, ports, runner, store, vault, plans, doors, entries, context
+            path,
+            directory,
+            config,
+            config,
+            catalog,
+            plugins,
+            ports,
+            runner,
+            store,
+            vault,
+            plans,
+            doors,
+            entries,
+            context,
         )
 
 
