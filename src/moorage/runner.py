@@ -87,6 +87,20 @@ class Live:
     followers: list[asyncio.Event] = field(factory=list)
 
 
+@frozen
+class _Tried:
+    """A decision whose save was not confirmed."""
+
+    before: Session
+    version: int
+    decision: Decision
+    at: Instant
+
+    def is_stored(self, live: Live) -> bool:
+        """Whether this is what the store has."""
+        return live.version == self.version + 1 and live.session == self.decision.session
+
+
 Watcher = Callable[[Session | None, Event | None, Decision, Instant], None]
 """Told of every saved decision: the session before (`None` at its creation), the event, what follows, and when."""
 
@@ -281,23 +295,30 @@ class Runner:
 
         1. Somebody else may have moved the session on: then it is loaded and decided anew.
         2. The store may be full or away: the decision is tried again until it is saved or the process ends, and only
-           what removes things is done meanwhile, once.
+           what removes things is done meanwhile, once. It may also have saved and not said so; then the version has
+           moved, and what is loaded is one of our own tries.
         3. A session that took the last place at the same moment as another one goes on waiting.
         """
-        removed = False
-        retry_ms = STORE_RETRY_MS[0]
+        removed, retry_ms = False, STORE_RETRY_MS[0]
+        known, tried = live.session, list[_Tried]()
         while True:
-            if live.session is None and not await self._load(live):
-                return
-            before = live.session
-            assert before is not None
             now = self.ports.clock.now()
-            decision = step(before, event, now)
-            if decision.session is before:
-                if isinstance(event, Woke):
-                    await self._plan(live, decision.wake_at, again=True)
-                break
             try:
+                if live.session is None and not await self._load(live, known):
+                    return
+                known = before = live.session
+                assert before is not None
+                done = next((each for each in tried if each.is_stored(live)), None)
+                if done is not None:
+                    # The store had saved it and could not say so. Nobody but us knows what has to follow.
+                    await self._follow_up(live, done.before, event, done.decision, done.at)
+                    break
+                decision = step(before, event, now)
+                if decision.session is before:
+                    if isinstance(event, Woke):
+                        await self._plan(live, decision.wake_at, again=True)
+                    break
+                tried.append(_Tried(before, live.version, decision, now))
                 await self._save(live, event, decision, now)
                 break
             except StaleVersion:
@@ -306,8 +327,8 @@ class Runner:
                 break
             except StoreFailed as error:
                 log.warning("session %s: not saved: %s", live.id, error)
-                if not removed:
-                    self.performing.start(live.id, before.spec, only(decision.effects, REMOVING))
+                if tried and not removed:
+                    self.performing.start(live.id, tried[0].before.spec, only(tried[0].decision.effects, REMOVING))
                     removed = True
                 await self.ports.clock.sleep_until(Instant(now + retry_ms))
                 retry_ms = min(2 * retry_ms, STORE_RETRY_MS[1])
@@ -322,6 +343,11 @@ class Runner:
         live.version = await self.ports.store.save(after, event, now, live.version, limits)
         live.session = after
         self._account(live, before, after)
+        await self._follow_up(live, before, event, decision, now)
+
+    async def _follow_up(self, live: Live, before: Session, event: Event, decision: Decision, now: Instant) -> None:
+        """What follows once a decision is saved."""
+        after = decision.session
         if decision.wake_at != live.wake_at:
             await self._plan(live, decision.wake_at)
         for watcher in self.watchers:
@@ -337,12 +363,13 @@ class Runner:
         if at != NEVER or again:
             await self.ports.wakeups.wake(live.id, at)
 
-    async def _load(self, live: Live) -> bool:
+    async def _load(self, live: Live, known: Session | None) -> bool:
+        """Load the session anew; `known` is what the tallies know of it."""
         stored = await self.ports.store.load(live.id)
         if stored is None:
             return False
         live.session, live.version = stored.session, stored.version
-        self._account(live, None, stored.session)
+        self._account(live, known, stored.session)
         return True
 
     async def _find(self, session: SessionId) -> tuple[Session, int] | None:
@@ -390,10 +417,10 @@ class Runner:
         return live
 
     async def _save_new(self, live: Live, decision: Decision, now: Instant) -> None:
-        assert live.created is not None
-        created, live.created = live.created, live.created
+        created = live.created
+        assert created is not None
         try:
-            live.version = await self.ports.store.save(decision.session, None, now, 0)
+            live.version = await self._create_once(decision.session, now)
         except StoreFailed as error:
             self._forget(live)
             created.set_exception(error)
@@ -407,6 +434,28 @@ class Runner:
         self.performing.start(live.id, decision.session.spec, decision.effects)
         self.waiting.add(live.id)
         self._admission_due.set()
+
+    async def _create_once(self, session: Session, now: Instant) -> int:
+        """
+        Save a new session, or be certain that it is not saved.
+
+        A store that fails may have saved all the same. A session of which its user was told that it was not started
+        would then wait in the store for the next start of the process, beside the one they ask for instead.
+        """
+        try:
+            return await self.ports.store.save(session, None, now, 0)
+        except StoreFailed as error:
+            retry_ms = STORE_RETRY_MS[0]
+            while True:
+                try:
+                    stored = await self.ports.store.load(session.id)
+                except StoreFailed:
+                    await self.ports.clock.sleep_until(Instant(self.ports.clock.now() + retry_ms))
+                    retry_ms = min(2 * retry_ms, STORE_RETRY_MS[1])
+                    continue
+                if stored is None:
+                    raise error
+                return stored.version
 
     def _adopt(self, session: Session, version: int) -> Live:
         live = self.live.get(session.id)
