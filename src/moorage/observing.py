@@ -283,7 +283,7 @@ class Observing:
             fresh_s, stale_s, call_s = self._path_times()
             await clock.sleep_until(Instant(clock.now() + int(fresh_s * 1000)))
             try:
-                paths = await self.performing.call(call_s, self.ports.tunnels.list)
+                paths = _checked_paths(await self.performing.call(call_s, self.ports.tunnels.list))
             except PortError as error:
                 log.info("the paths are not known: %s", error.note)
                 if clock.now() - silent_since > stale_s * 1000:
@@ -410,6 +410,13 @@ class Observing:
             return
         log.warning("%s: job %s carries our tag and belongs to no session; it is cancelled", observer.name, handle.job)
         await self.performing.cancel_stray(observer.name, handle)
+
+
+def _checked_paths(found: object) -> Mapping[SessionId, PathReport]:
+    """The relay's answer; one of another type must not end the check of all paths."""
+    if not isinstance(found, Mapping) or not all(isinstance(each, PathReport) for each in found.values()):
+        raise Malformed("the relay answered with something else than its paths")
+    return found
 
 
 def _one_per_account(observer: Observer) -> list[Owner]:

@@ -74,6 +74,7 @@ from moorage.core.model import (
 )
 from moorage.core.plan import ENDPOINT_NAME, LOG_NAME, STATUS_NAME
 from moorage.core.progress import Progress
+from moorage.core.secret import Secret
 from moorage.core.timeouts import Timeouts
 from moorage.ports.clock import Clock
 from moorage.ports.credentials import Credentials, Vault
@@ -347,7 +348,7 @@ class Performing:
 
     async def _read_endpoint(self, spec: SessionSpec, effect: ReadEndpoint) -> Event:
         handle = Handle(spec.key.owner, effect.tag, effect.job)
-        report = await self._on_system(spec, Kind.STATUS, "read", lambda system: system.read(handle, ENDPOINT_NAME))
+        report = await self._file(spec, handle, ENDPOINT_NAME)
         if report is None:
             return EndpointRead(effect.attempt, effect.job, None)
         endpoint = await self._proven_endpoint(spec, effect, report)
@@ -356,23 +357,31 @@ class Performing:
     async def _proven_endpoint(self, spec: SessionSpec, effect: ReadEndpoint, report: bytes) -> Endpoint:
         """What the launcher said about itself. A file that anybody else wrote is worth nothing."""
         try:
-            secret = await self._bounded(spec.timeouts.call_s, lambda: self.ports.vault.gate(spec.id, effect.attempt))
+            secret = await self._gate_secret(spec, effect.attempt)
             said = check_document(secret, "endpoint", effect.tag, report)
             return Endpoint(str(said["host"]), int(said["port"]), str(said.get("socket") or ""), str(said["nonce"]))
-        except KeyError as error:
-            raise Malformed(f"the launcher's report lacks {error}, or its secret is gone") from error
-        except (Unproven, TypeError, ValueError) as error:
+        except (Unproven, KeyError, TypeError, ValueError) as error:
             raise Malformed(f"the launcher's report is not believed: {error}") from error
+
+    async def _gate_secret(self, spec: SessionSpec, attempt: int) -> Secret:
+        async def call() -> Secret:
+            try:
+                return await self.ports.vault.gate(spec.id, attempt)
+            except KeyError as error:
+                # A word of the vault's contract; of any other port it would be a bug.
+                raise Malformed("the gate secret of this attempt is gone") from error
+
+        return await self._bounded(spec.timeouts.call_s, call)
 
     async def job_report(self, spec: SessionSpec, attempt: int, job: JobId) -> JobReport | None:
         """See `Sessions.job_report`."""
         tag = tag_of(spec, attempt)
         handle = Handle(spec.key.owner, tag, job)
-        report = await self._on_system(spec, Kind.STATUS, "read", lambda system: system.read(handle, STATUS_NAME))
+        report = await self._file(spec, handle, STATUS_NAME)
         if report is None:
             return None
         try:
-            secret = await self._bounded(spec.timeouts.call_s, lambda: self.ports.vault.gate(spec.id, attempt))
+            secret = await self._gate_secret(spec, attempt)
             return _job_report(check_document(secret, "status", tag, report))
         except (Unproven, KeyError, TypeError, ValueError) as error:
             raise Malformed(f"the launcher's report is not believed: {error}") from error
@@ -380,10 +389,16 @@ class Performing:
     async def _read_log(self, spec: SessionSpec, effect: ReadLog) -> str:
         handle = Handle(spec.key.owner, effect.tag, effect.job)
         for name in (LOG_NAME, STDERR_NAME):
-            text = await self._on_system(spec, Kind.STATUS, "read", lambda system, name=name: system.read(handle, name))  # type: ignore[misc]
+            text = await self._file(spec, handle, name)
             if text:
-                return bytes(text).decode("utf-8", "replace")
+                return text.decode("utf-8", "replace")
         return ""
+
+    async def _file(self, spec: SessionSpec, handle: Handle, name: str) -> bytes | None:
+        found = await self._on_system(spec, Kind.STATUS, "read", lambda system: system.read(handle, name))
+        if found is not None and not isinstance(found, bytes):
+            raise Malformed(f"the adapter of {spec.system} answered a read with no bytes")
+        return found
 
     async def _open(self, spec: SessionSpec, effect: OpenTunnel) -> Route:
         def call() -> Awaitable[Route]:
@@ -478,7 +493,7 @@ class Performing:
         The answer within a deadline, or a `PortError`.
 
         Anything else that an adapter raises is its bug, loud in the log, and may have happened; so is a cancellation
-        that nobody asked for. A vault's `KeyError` is a word of its contract.
+        that nobody asked for.
         """
         task = asyncio.current_task()
         try:
@@ -486,7 +501,7 @@ class Performing:
                 return await call()
         except TimeoutError as error:
             raise Unanswered(f"no answer within {seconds:g} s") from error
-        except (PortError, KeyError):
+        except PortError:
             raise
         except asyncio.CancelledError as error:
             if task is not None and task.cancelling():
