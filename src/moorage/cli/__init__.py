@@ -76,6 +76,7 @@ COMMANDS = {
     "schema": ("moorage.cli.schema", "Print the JSON Schema of moorage.yaml, for editors."),
     "plugins": ("moorage.cli.plugins", "List the kinds of systems and tunnels, with origin and version."),
     "sim": ("moorage.cli.sim", "Simulated worlds: run scenarios, serve simulated sites."),
+    "hostkeys": ("moorage.cli.hostkeys", "Show the SSH host keys of a system's login nodes, for you to confirm."),
     "hub-config": ("moorage.cli.hub_config", "Write a commented jupyterhub_config.py."),
 }
 
