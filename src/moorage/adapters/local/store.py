@@ -10,9 +10,10 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -49,6 +50,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 500
 """Saves in one transaction, at most: about 1 MB of log, and 30 ms of work before the first caller gets its answer."""
+
+KNOWN = 50_000
+"""Sessions whose version and chain the writer remembers, at most; about 10 MB."""
 
 WAITING = 50_000
 """Saves that wait for the thread, at most; beyond that a save fails at once instead of growing a queue for ever."""
@@ -202,6 +206,7 @@ class _Writer:
         self._queue: queue.SimpleQueue[_Save | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = True
+        self._known: dict[str, tuple[int, str]] = {}
         # A daemon: a process that ends without closing the store loses nothing that was acknowledged.
         self._thread = threading.Thread(target=self._run, name="moorage-store-write", daemon=True)
         self._thread.start()
@@ -266,8 +271,28 @@ class _Writer:
             return [error] * len(batch)
 
     def _transact(self, batch: list[_Save]) -> list[_Verdict]:
+        """
+        One transaction. What this process wrote last is taken for what is there, which saves a question; the updates
+        ask for the version all the same, and if one finds another, everything is done again with the question.
+        """
+        try:
+            return self._attempt(batch, self._known)
+        except _Outrun:
+            self._forget(batch)
+            return self._attempt(batch, None)
+
+    def _forget(self, batch: list[_Save]) -> None:
+        for save in batch:
+            self._known.pop(save.id, None)
+
+    def _remember(self, present: Mapping[str, tuple[int, str]]) -> None:
+        self._known.update((id_, found) for id_, found in present.items() if found != _ABSENT)
+        while len(self._known) > KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def _attempt(self, batch: list[_Save], known: Mapping[str, tuple[int, str]] | None) -> list[_Verdict]:
         with self._engine.connect() as connection:
-            turn = _Turn(connection.execution_options(moorage_writes=True), batch)
+            turn = _Turn(connection.execution_options(moorage_writes=True), batch, known)
             transaction = connection.begin()
             try:
                 verdicts = turn.decide()
@@ -276,6 +301,7 @@ class _Writer:
                 raise
             try:
                 transaction.commit()
+                self._remember(turn.present)
                 return verdicts
             except _database_errors(self._engine) as error:
                 log.warning("whether a commit worked is not known, looking: %s", reason(error))
@@ -284,6 +310,7 @@ class _Writer:
                 # again; the pool rolls it back.
                 if not is_sqlite(self._engine):
                     connection.invalidate()
+                self._forget(batch)
         return self._look(batch, verdicts, turn.digests, lost)
 
     def _look(
@@ -351,7 +378,12 @@ _INSERT_HEAD = insert(heads)
 _INSERT_MEMBER = insert(members)
 _INSERT_RECORD = insert(records)
 _CHANGED = ("version", "at", "finished", "holds", "head", "chain", "digest")
-_UPDATE_HEAD = update(heads).where(heads.c.id == bindparam("of")).values({name: bindparam(name) for name in _CHANGED})
+_ABSENT: tuple[int, str] = (0, "")
+_UPDATE_HEAD = (
+    update(heads)
+    .where(heads.c.id == bindparam("of"), heads.c.version == bindparam("expected"))
+    .values({name: bindparam(name) for name in _CHANGED})
+)
 _PRESENT = (
     select(heads.c.id, heads.c.version, heads.c.chain)
     .where(heads.c.id.in_(bindparam("ids", expanding=True)))
@@ -361,12 +393,22 @@ _PRESENT = (
 )
 
 
-class _Turn:
-    """One transaction in the making: which saves go through, and the rows that they write."""
+class _Outrun(Exception):
+    """What this process remembered about a session is not so any more: another one has moved it on."""
 
-    def __init__(self, connection: Connection, batch: list[_Save]) -> None:
+
+class _Turn:
+    """
+    One transaction in the making: which saves go through, and the rows that they write.
+
+    Args:
+        known: Version and chain of sessions, as this process wrote them last; `None` to ask the database.
+    """
+
+    def __init__(self, connection: Connection, batch: list[_Save], known: Mapping[str, tuple[int, str]] | None) -> None:
         self.connection = connection
         self.batch = batch
+        self.known = known
         self.present: dict[str, tuple[int, str]] = {}
         self.digests: dict[int, str] = {}
         self.rows: dict[Any, list[dict[str, Any]]] = {}
@@ -376,15 +418,26 @@ class _Turn:
         if any(save.limits for save in self.batch) and not is_sqlite(self.connection.engine):
             # First of all locks. Who takes places does it alone; who gives them back needs no lock.
             self.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
-        ids = sorted({save.id for save in self.batch})
-        for id_, version, chain in self.connection.execute(_PRESENT, {"ids": ids}):
-            self.present[id_] = (version, chain)
+        if self.known is None or not self._fits(self.known):
+            ids = sorted({save.id for save in self.batch})
+            for id_, version, chain in self.connection.execute(_PRESENT, {"ids": ids}):
+                self.present[id_] = (version, chain)
         verdicts = [self._one(index, save) for index, save in enumerate(self.batch)]
         self._flush()
         return verdicts
 
+    def _fits(self, known: Mapping[str, tuple[int, str]]) -> bool:
+        """Whether the first save of each session expects what is known of it; then that is taken for present."""
+        for save in self.batch:
+            if save.id not in self.present:
+                self.present[save.id] = known.get(save.id, _ABSENT)
+                if self.present[save.id][0] != save.expected:
+                    self.present.clear()
+                    return False
+        return True
+
     def _one(self, index: int, save: _Save) -> _Verdict:
-        version, chain = self.present.get(save.id, (0, ""))
+        version, chain = self.present.get(save.id, _ABSENT)
         if version != save.expected:
             return StaleVersion(f"session {save.id} has version {version}, not {save.expected}")
         if save.limits is not None and save.holds:
@@ -406,7 +459,7 @@ class _Turn:
             for group in sorted(set(spec.groups)):
                 self._add(_INSERT_MEMBER, {"member_of": escaped(group), "id": id_})
         else:
-            self._add(_UPDATE_HEAD, {"of": id_, **head})
+            self._add(_UPDATE_HEAD, {"of": id_, "expected": save.expected, **head})
         self._add(
             _INSERT_RECORD,
             {"id": id_, "version": version, "at": save.at, "event": save.event, "digest": chain},
@@ -422,7 +475,13 @@ class _Turn:
         for statement in (_INSERT_SESSION, _INSERT_HEAD, _INSERT_MEMBER, _UPDATE_HEAD, _INSERT_RECORD):
             rows = self.rows.pop(statement, None)
             if rows:
-                self.connection.execute(statement, rows)
+                if statement is _UPDATE_HEAD:
+                    # So that two processes with overlapping batches do not wait for each other. What is created
+                    # keeps its order: it is the order of age.
+                    rows.sort(key=itemgetter("of"))
+                changed = self.connection.execute(statement, rows).rowcount
+                if statement is _UPDATE_HEAD and changed != len(rows):
+                    raise _Outrun
 
     def _reached(self, session: Session, limits: Limits) -> str | None:
         """Which limit leaves no place; counted with what this very transaction has written so far."""
