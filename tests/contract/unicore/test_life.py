@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from moorage.simulator.servers.unicore import SiteConfig, Timing
+
 HELD = {"Executable": "true", "haveClientStageIn": "true"}
 ORDER = ["READY", "STAGINGIN", "READY", "QUEUED", "RUNNING", "STAGINGOUT", "SUCCESSFUL"]
 
@@ -58,6 +60,16 @@ async def test_071_ready_comes_before_and_after_staging_in(api: Any, control: An
     assert staging < log.index("Stage in is DONE.") < log.index("Status set to READY.")
     assert log.index("Status set to READY.") < log.index("Status set to PENDING.")
     assert log[-1].startswith("Total: ")
+
+
+@pytest.mark.parametrize(
+    "config", [SiteConfig(execute="virtual", virtual_runtime_s=0, timing=Timing(queue_s=0, listing_s=0.3))]
+)
+async def test_071_running_may_never_be_seen(api: Any, control: Any) -> None:
+    """A job shorter than the time between two listings of the batch system."""
+    _, document = await api.run({"Executable": "true"})
+    assert document["status"] == "SUCCESSFUL"
+    assert document["consumedTime"]["main"] == "N/A"
 
 
 async def test_072_a_queued_job_has_a_number_and_a_queue(api: Any) -> None:

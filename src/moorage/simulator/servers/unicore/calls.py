@@ -22,9 +22,9 @@ from .answers import (
     type_json,
     type_text,
 )
-from .description import BadJSON, parse_object
 from .forwarding import protocol_name, take_over, tunnel
 from .jobs import Job
+from .orgjson import BadJSON, parse_object
 from .routes import Call, Route, Routes
 from .site import Resource
 

@@ -14,10 +14,6 @@ class Failed(Exception):
     """The job ends as FAILED; the text is its `statusMessage`."""
 
 
-class BadJSON(ValueError):
-    """What org.json says about a text that is no object."""
-
-
 _ems = "Processing failed: eu.unicore.xnjs.ems.ExecutionException: "
 _kinds = {
     "batch": "BATCH",
@@ -92,32 +88,6 @@ class Description:
     @property
     def executes(self) -> bool:
         return bool(self.executable or self.application or self.raw_file or self.kind == "ALLOCATE")
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object, with org.json's complaints. A repeated key is one."""
-    try:
-        text = body.decode("utf-8-sig").strip()
-        if not text.startswith("{"):
-            raise BadJSON("A JSONObject text must begin with '{' at 1 [character 2 line 1]")
-        data = json.loads(text, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise BadJSON("A JSONObject text must begin with '{' at 1 [character 2 line 1]") from error
-    except json.JSONDecodeError as error:
-        raise BadJSON(f"{error.msg} at {error.pos} [character {error.colno} line {error.lineno}]") from error
-    except RecursionError as error:
-        raise BadJSON("JSON text is nested too deeply") from error
-    assert isinstance(data, dict)
-    return data
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise BadJSON(f'Duplicate key "{double[:100]}"')
-    return data
 
 
 def parse(data: Mapping[str, Any]) -> Description:

@@ -157,7 +157,7 @@ class Processor:
                     job.queue = queue
                 if raw is None:
                     del self._watched[batch_id]
-                if raw != job.raw_state:
+                if raw is None or raw != job.raw_state:  # a short job may never have been listed
                     job.raw_state = raw
                     job.feed.put_nowait(raw)
 

@@ -10,8 +10,8 @@ from attrs import define, field, frozen
 
 from .access import Caller
 from .answers import Answer, Failure, type_html, type_json
-from .description import BadJSON, parse_object
 from .faults import Rule
+from .orgjson import BadJSON, parse_object
 from .site import Site
 
 
