@@ -51,6 +51,7 @@ REPLAY_WINDOW = 4096  # counters remembered; older ones are refused as stale
 CHUNK = 65536  # bytes per read; a stalled stream holds at most about five of these per direction
 CHECK_S = 4.0  # one HTTP check of the lab; below the five seconds that a probe has in all
 CHECK_FRESH_S = 1.0  # many probes at once are one check
+CHECK_FAILED_S = 0.1  # a lab that comes up is not called silent for longer than that
 FAREWELL_S = 1.0  # to read the answer before the socket closes
 LINGER_S = 30.0  # a closed connection may flush for so long
 TICK_S = 0.25
@@ -795,7 +796,8 @@ class Lab:
 
     async def check(self) -> int:
         """The HTTP status with which the lab answers now, 0 for none; one check at a time serves all who ask."""
-        if self.state not in ("starting", "serving") or time.monotonic() - self._checked_at < CHECK_FRESH_S:
+        fresh_s = CHECK_FRESH_S if self.http else CHECK_FAILED_S
+        if self.state not in ("starting", "serving") or time.monotonic() - self._checked_at < fresh_s:
             return self.http if self.state in ("starting", "serving") else 0
         if self.checking is None:
             self.checking = self.launcher.spawn(self._check())
