@@ -144,10 +144,13 @@ def _start(home: Path, started: "list[subprocess.Popen[bytes]]") -> Slurm:
 
 
 def _programs(home: Path) -> Path:
-    """Commands that find this cluster whatever the environment is."""
+    """Commands that find this cluster by themselves. While a file `lose` is there, sbatch answers nothing in time."""
     for name in ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct", "sacctmgr"):
         path = home / "bin" / name
-        path.write_text(f'#!/bin/sh\nSLURM_CONF={home}/slurm.conf exec /usr/bin/{name} "$@"\n')
+        lose = (
+            f'[ -e {home}/lose ] && {{ /usr/bin/{name} "$@" >/dev/null; exec sleep 4; }}\n' if name == "sbatch" else ""
+        )
+        path.write_text(f'#!/bin/sh\nexport SLURM_CONF={home}/slurm.conf\n{lose}exec /usr/bin/{name} "$@"\n')
         path.chmod(0o755)
     return home / "bin"
 

@@ -1,11 +1,13 @@
 """The Slurm adapter keeps the promises of a `System`, on a real Slurm of four nodes behind a real sshd."""
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.system.ssh_world import Login, slurm
+from attrs import evolve
+from tests.contract.system.ssh_world import TIMEOUTS, Login, slurm
 from tests.contract.system.suite import *  # noqa: F403 (the suite's tests become tests of this module)
 from tests.contract.system.suite import SystemCase
 from tests.servers import slurm as real_slurm
@@ -33,5 +35,16 @@ def login() -> Iterator[Login]:
 
 @pytest.fixture
 async def system_case(cluster: real_slurm.Slurm, login: Login, tmp_path: Path) -> AsyncIterator[SystemCase]:
-    async with slurm(login, directory=str(tmp_path / "jobs"), commands=str(cluster.programs)) as system:
-        yield SystemCase(system=system)
+    lose = cluster.home / "lose"
+
+    @contextlib.asynccontextmanager
+    async def lose_answer() -> AsyncIterator[None]:
+        lose.touch()
+        try:
+            yield
+        finally:
+            lose.unlink()
+
+    timeouts = evolve(TIMEOUTS, submit_s=2)
+    async with slurm(login, timeouts, directory=str(tmp_path / "jobs"), commands=str(cluster.programs)) as system:
+        yield SystemCase(system=system, lose_answer=lose_answer)
