@@ -7,6 +7,7 @@ It refuses to run as root; then it runs as user `postgres`, and dies with the pr
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,8 +61,7 @@ def server(**settings: str) -> Iterator[str]:
             _wait(bin_, home, process)
             yield str(home)
         finally:
-            process.terminate()  # to the postmaster: a smart shutdown, which waits for clients ...
-            process.send_signal(2)  # ... and this one does not
+            process.send_signal(signal.SIGQUIT)  # at once: nothing of it is needed any more
             process.wait(30)
     finally:
         shutil.rmtree(home, ignore_errors=True)
