@@ -9,7 +9,8 @@ from typing import Any
 from attrs import frozen
 from tests.contract.system.suite import PlansOfSleepers
 
-from moorage.adapters.ssh.options import SlurmConfig
+from moorage.adapters.ssh.host import HostSystem
+from moorage.adapters.ssh.options import SlurmConfig, SshHostConfig
 from moorage.adapters.ssh.slurm import SlurmSystem
 from moorage.core.model import Instant, SystemName
 from moorage.core.timeouts import Timeouts
@@ -62,6 +63,17 @@ async def slurm(login: Login, timeouts: Timeouts = TIMEOUTS, **options: Any) -> 
     """The adapter, closed afterwards."""
     config = SlurmConfig(**login.options(**options))
     system = SlurmSystem(SystemName("cluster"), config, WallClock(), PlansOfSleepers(), timeouts)
+    try:
+        yield system
+    finally:
+        await system.close()
+
+
+@contextlib.asynccontextmanager
+async def host(login: Login, timeouts: Timeouts = TIMEOUTS, **options: Any) -> AsyncIterator[HostSystem]:
+    """The adapter for a host without a batch system, closed afterwards."""
+    config = SshHostConfig(**login.options(**options))
+    system = HostSystem(SystemName("workstation"), config, WallClock(), PlansOfSleepers(), timeouts, grace_s=1)
     try:
         yield system
     finally:
