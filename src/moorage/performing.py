@@ -95,6 +95,16 @@ STDERR_NAME = "stderr"
 PATH_CALLS = 64
 """Path calls of one system at once: they go to the relay, which bounds connects per host itself."""
 
+_THINGS: Mapping[type[Effect], str] = {
+    Submit: "secret",
+    Revoke: "secret",
+    OpenTunnel: "path",
+    CloseTunnel: "path",
+    Publish: "route",
+    Withdraw: "route",
+}
+"""What an effect makes or removes."""
+
 Answer = TypeVar("Answer")
 
 
@@ -190,6 +200,7 @@ class Performing:
         }
         self.budgets = {name: RetryBudget() for name in ports.systems}
         self.submissions: dict[SessionId, _Submission] = {}
+        self.turns: dict[tuple[SessionId, str], asyncio.Task[None]] = {}
         self.reports: dict[SessionId, tuple[SessionSpec, Progress] | None] = {}
 
     def loops(self) -> Iterator[Coroutine[Any, Any, None]]:
@@ -227,9 +238,29 @@ class Performing:
             if isinstance(effect, Report):
                 self._report(spec, effect.progress)
                 continue
-            task = self._spawn(self._perform(spec, effect))
+            task = self._in_turn(spec, effect)
             if isinstance(effect, Submit):
                 self.submissions[session] = _Submission(task)
+
+    def _in_turn(self, spec: SessionSpec, effect: Effect) -> "asyncio.Task[None]":
+        """
+        Perform one effect after the one before it that concerns the same thing.
+
+        Making something and removing it must not overtake each other on their way: a route that is published after it
+        was withdrawn would lead somewhere for ever.
+        """
+        thing = _THINGS.get(type(effect))
+        if thing is None:
+            return self._spawn(self._perform(spec, effect))
+        before = self.turns.get((spec.id, thing))
+        task = self._spawn(self._perform(spec, effect, before))
+        self.turns[spec.id, thing] = task
+        task.add_done_callback(lambda _task: self._turn_over(spec.id, thing, task))
+        return task
+
+    def _turn_over(self, session: SessionId, thing: str, task: "asyncio.Task[None]") -> None:
+        if self.turns.get((session, thing)) is task:
+            del self.turns[session, thing]
 
     def give_up_submit(self, session: SessionId) -> None:
         """A stop has overtaken the submit: what has not been asked yet is not asked any more."""
@@ -249,20 +280,22 @@ class Performing:
             for task in tasks:
                 task.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def _spawn(self, work: Coroutine[Any, Any, Answer]) -> "asyncio.Task[Answer]":
         task = asyncio.get_running_loop().create_task(work)
         self.tasks[task] = None
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
+    def _done(self, task: "asyncio.Task[Any]") -> None:
         self.tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             log.critical("performing an effect failed with a bug", exc_info=task.exception())
 
-    async def _perform(self, spec: SessionSpec, effect: Effect) -> None:
+    async def _perform(self, spec: SessionSpec, effect: Effect, before: "asyncio.Task[None] | None" = None) -> None:
         submission = self.submissions.get(spec.id) if isinstance(effect, Submit) else None
         try:
+            if before is not None:
+                await asyncio.wait([before])
             if submission is not None:
                 submission.begun = True
                 if submission.given_up:
@@ -320,7 +353,7 @@ class Performing:
                 assert_never(effect)
 
     async def _submit(self, spec: SessionSpec, effect: Submit) -> Event:
-        await self._bounded(spec.timeouts.call_s, lambda: self.ports.credentials.issue(spec, effect.attempt))
+        await self._issue(spec, effect.attempt)
 
         async def call(system: System) -> JobId:
             submission = self.submissions.get(spec.id)
@@ -332,6 +365,25 @@ class Performing:
         if not isinstance(job, str) or not 0 < len(job) <= JOB_ID_LIMIT:
             raise Malformed(f"the adapter of {spec.system} answered a submit with no job id")
         return Submitted(effect.attempt, job)
+
+    async def _issue(self, spec: SessionSpec, attempt: int) -> None:
+        """Make the secrets of this attempt; not given up half-way, or they could come after their revocation."""
+
+        async def issue() -> PortError | None:
+            try:
+                await self._bounded(spec.timeouts.call_s, lambda: self.ports.credentials.issue(spec, attempt))
+            except PortError as error:
+                return error
+            return None
+
+        issuing = self._spawn(issue())
+        try:
+            error = await asyncio.shield(issuing)
+        except asyncio.CancelledError:
+            await asyncio.wait([issuing])
+            raise
+        if error is not None:
+            raise error
 
     async def _find(self, spec: SessionSpec, tag: Tag) -> tuple[Sighting, ...]:
         owner = spec.key.owner
