@@ -532,11 +532,17 @@ def main_serve(
     Serve until SIGINT or SIGTERM; the first line on standard output is the base URL.
 
     Args:
+        port: 0 for any that is free. It listens on 127.0.0.1 unless the configuration says otherwise.
+        site: Another name for the first site.
         users: `NAME:PASSWORD` each; they replace the configured users of the first site.
-        faults: YAML or JSON file with rules.
+        config: YAML or JSON file, see `moorage.simulator.servers.unicore.config`.
+        execute: `process` or `virtual`, for the first site.
+        tls: With a certificate of an authority of its own, whose file is named on the second line.
+        faults: YAML or JSON file with rules, see `moorage.simulator.servers.unicore.faults`.
 
     Raises:
         ConfigError: Before anything was started, naming what is wrong.
+        OSError: The port is taken.
     """
     server = command_config(port, site, users, config, execute, tls)
     asyncio.run(_serve_until_signal(server, faults))
@@ -547,18 +553,15 @@ def command_config(
 ) -> ServerConfig:
     server = load(config) if config else from_data({})
     first = server.sites[0]
-    if site:
-        try:
-            first = attrs.evolve(first, name=site)
-        except ValueError as error:
-            raise ConfigError(f"site: {error}") from error
+    try:
+        first = attrs.evolve(first, name=site or first.name, execute=execute or first.execute)
+    except ValueError as error:
+        raise ConfigError(str(error.args[0])) from error
     if users:
         pairs = [user.partition(":") for user in users]
         if not all(name and colon for name, colon, _ in pairs):
             raise ConfigError("user: NAME:PASSWORD is expected")
         first = attrs.evolve(first, users=tuple(User(name, password) for name, _, password in pairs))
-    if execute:
-        first = attrs.evolve(first, execute=execute)
     if not first.job_environment:
         # What this Python has installed beside it, jobs have too: the demonstration's JupyterLab.
         path = f"{Path(sys.executable).parent}{os.pathsep}$PATH"
