@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -18,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from moorage.core.gate import LabState, Purpose, Unproven, Verdict, check_answer
+from moorage.core.gate import LabState, Purpose, Unproven, Verdict, check_answer, request
 from moorage.core.plan import GatePort, Lab
 from moorage.core.secret import Secret
+from moorage.launcher import source
 
 
 def ends(stream: socket.socket) -> bool:
@@ -48,6 +50,7 @@ def test_a_life_from_admission_to_stop(make_job, every_python):
     assert job.ask(Purpose.ADMIT).lab is LabState.STARTING
     assert job.get("/first").endswith(b"/first")
     assert job.get("/second").endswith(b"/second")
+    job.eventually(lambda: job.ask(Purpose.PROBE).http == 200, "the check that a moment ago found no lab to be over")
     probe = job.ask(Purpose.PROBE)
     assert (probe.verdict, probe.lab, probe.http) == (Verdict.OK, LabState.SERVING, 200)
     assert job.ask(Purpose.STOP).verdict is Verdict.OK
@@ -194,31 +197,25 @@ def test_a_recorded_stop_does_not_stop_another_run(make_job, python):
     assert second.ask(Purpose.PROBE).lab is LabState.WAITING
 
 
-def test_counters_are_remembered_in_bounded_memory(job):
+def test_counters_are_remembered_in_bounded_memory(job, python):
     """After more requests than the window holds, the oldest counters are refused as stale, with the floor."""
-    job.start()
-    first = job.request(Purpose.PROBE)
-    start = int(first.line.split()[4])
-    late = job.request(Purpose.PROBE, counter=start - 1)
-    early = job.request(Purpose.PROBE, counter=start - 2)
-
-    def verdict(asked):
-        with job.connect() as stream:
-            stream.sendall(asked.line)
-            return check_answer(job.key, asked, job.read_line(stream))
-
-    assert verdict(first).verdict is Verdict.OK
-    assert verdict(late).verdict is Verdict.OK  # overtaken, not replayed
-    assert verdict(late).verdict is Verdict.STALE
-    window = 4096
-    for number in range(window):
-        with job.connect() as stream:
-            stream.sendall(job.request(Purpose.PROBE, counter=start + 1 + number).line)
-            job.read_line(stream)
-    answer = verdict(early)
-    assert answer.verdict is Verdict.STALE
-    assert answer.floor == start
-    assert verdict(job.request(Purpose.PROBE, counter=start + window + 1)).verdict is Verdict.OK
+    window, start, nonce = 4096, 10_000, "0" * 32
+    counters = [start, start - 1, start - 1, *range(start + 1, start + 1 + window), start - 2, start + window + 1]
+    lines = [request(job.key, Purpose.PROBE, job.tag, nonce, each, "1" * 32).line for each in counters]
+    job.directory.joinpath("moorage_launcher.py").write_text(source())
+    judge = (
+        "import sys, moorage_launcher as m\n"
+        "gate = m.Gate(bytes.fromhex(sys.argv[1]), sys.argv[2], sys.argv[3])\n"
+        "for line in sys.stdin.buffer:\n"
+        "    print(int(gate.judge(line[:-1]).fresh))\n"
+        "print(gate.floor, len(gate._seen), len(gate._heap))"
+    )
+    command = [python, "-B", "-c", judge, job.key.reveal(), job.tag, nonce]
+    told = subprocess.run(command, input=b"".join(lines), cwd=job.directory, capture_output=True, timeout=60)
+    *fresh, state = told.stdout.decode().splitlines()
+    overtaken, replayed = "1", "0"
+    assert fresh == ["1", overtaken, replayed, *"1" * window, "0", "1"], told.stderr
+    assert state.split() == [str(start + 1), str(window), str(window)]
 
 
 def test_a_slow_line_is_cut_off(job):
@@ -435,7 +432,7 @@ def test_only_the_operators_words_reach_a_shell(job, tmp_path):
         setup=(
             "FROM_SETUP=1\nexport FROM_SETUP",
             '[ "$#" = 0 ] && set -- lost',
-            'export QUOTED="$USERS"; [ "$#" = 0 ]',
+            'export QUOTED="$USERS"; [ "$*" = lost ]',
         ),
         args=(f"--report={report}", f"--User.value={hostile}"),
         environment=(("USERS", hostile),),
