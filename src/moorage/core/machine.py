@@ -440,9 +440,9 @@ def _with_job(turn: "_Turn", state: WithJob, event: Event) -> None:
     match event:
         case Observed(job, asked_at, Gone() as proof) if job == state.job.id:
             _suspect(turn, state, proof, asked_at)
-        case Observed(job, asked_at, Doubt(DoubtReason.NOT_LISTED)) if job == state.job.id and state.suspicion is None:
+        case Observed(job, asked_at, Doubt(DoubtReason.NOT_LISTED)) if job == state.job.id and _unsought(state.suspicion):
             # A listing without the job proves nothing, but it is worth a complete lookup.
-            turn.set(evolve(state, suspicion=Suspicion(None, asked_at, turn.answer_due())))
+            turn.set(evolve(state, suspicion=_sought(turn, state.suspicion, asked_at)))
             turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))
         case Found(attempt, asked_at, sightings) if attempt == turn.attempt:
             _leave_strays(turn, attempt, sightings, but=state.job.id)
@@ -458,6 +458,17 @@ def _with_job(turn: "_Turn", state: WithJob, event: Event) -> None:
             turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))
         case _:
             _anywhere(turn, event)
+
+
+def _unsought(suspicion: Suspicion | None) -> bool:
+    """Whether no lookup is planned; also when a record said that the job is over and then disappeared itself."""
+    return suspicion is None or suspicion.lookup_at == NEVER
+
+
+def _sought(turn: "_Turn", suspicion: Suspicion | None, asked_at: Instant) -> Suspicion:
+    """The suspicion while a lookup is under way."""
+    first = Suspicion(None, asked_at) if suspicion is None else suspicion
+    return evolve(first, lookup_at=turn.answer_due())
 
 
 def _suspect(turn: "_Turn", state: WithJob, proof: Gone, asked_at: Instant) -> None:
@@ -671,7 +682,8 @@ def _act(turn: "_Turn", left: Residue) -> Residue:
             # An accepted cancel is no end: some are accepted and do nothing. Again soon, then more rarely.
             tries, timeouts = left.tries + 1, turn.spec.timeouts
             again = turn.in_s(min(timeouts.backoff_cap_s, timeouts.lookup_s * tries))
-            return evolve(left, asked=turn.serial, tries=tries, due=again)
+            left = evolve(left, asked=turn.serial, tries=tries, due=again)
+            return _seek(turn, left) if left.suspicion and turn.now >= left.suspicion.lookup_at else left
         case Left.TUNNEL:
             turn.ask_for(left.attempt, CloseTunnel)
         case Left.ROUTE:
@@ -687,6 +699,13 @@ def _act(turn: "_Turn", left: Residue) -> Residue:
         case _:
             assert_never(left.kind)
     return evolve(left, asked=turn.serial, due=due)
+
+
+def _seek(turn: "_Turn", left: Residue, asked_at: Instant | None = None) -> Residue:
+    """Look a job up that has to go and that its system does not seem to know."""
+    turn.ask_for(left.attempt, Find, tag=tag_of(turn.spec, left.attempt))
+    suspicion = _sought(turn, left.suspicion, turn.now if asked_at is None else asked_at)
+    return evolve(left, suspicion=suspicion, due=min(left.due, suspicion.lookup_at))
 
 
 def _act_on_residue(turn: "_Turn", every: bool) -> None:
@@ -706,6 +725,8 @@ def _found_residue(turn: "_Turn", event: Found) -> None:
         elif left.job is None:
             first = min(ours, key=lambda sighting: not sighting.alive)
             turn.replace(left, _act(turn, evolve(left, job=first.job, tries=0, suspicion=None)))
+        elif ours[0].alive:
+            turn.replace(left, evolve(left, suspicion=None))
 
 
 def _job_reading(turn: "_Turn", job: JobId, asked_at: Instant, observation: Observation) -> None:
@@ -717,9 +738,8 @@ def _job_reading(turn: "_Turn", job: JobId, asked_at: Instant, observation: Obse
                 _residue_gone(turn, left, observation, asked_at)
             case Alive():
                 turn.replace(left, evolve(left, suspicion=None))
-            case Doubt(DoubtReason.NOT_LISTED) if left.suspicion is None:
-                turn.replace(left, evolve(left, suspicion=Suspicion(None, asked_at)))
-                turn.ask_for(left.attempt, Find, tag=tag_of(turn.spec, left.attempt))
+            case Doubt(DoubtReason.NOT_LISTED) if _unsought(left.suspicion):
+                turn.replace(left, _seek(turn, left, asked_at))
             case Doubt():
                 pass
             case _:
