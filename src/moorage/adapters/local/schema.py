@@ -48,7 +48,10 @@ unfinished = text("finished = 0")
 holding = text("holds = 1")
 
 Index("moorage_heads_unfinished", heads.c.id, sqlite_where=unfinished, postgresql_where=unfinished)
-Index("moorage_heads_holding", heads.c.owner, heads.c.system, sqlite_where=holding, postgresql_where=holding)
+# All that the limits count by, so that counting does not touch the rows.
+Index(
+    "moorage_heads_holding", heads.c.owner, heads.c.system, heads.c.id, sqlite_where=holding, postgresql_where=holding
+)
 
 members = Table(
     "moorage_members",
@@ -66,6 +69,7 @@ records = Table(
     Column("at", BigInteger, nullable=False),
     Column("event", Text, nullable=False, doc="stored form; of the whole session in version 1"),
     Column("digest", String, nullable=False, doc="of this record and the digest of the one before"),
-    sqlite_with_rowid=False,
 )
-"""The log: appended to, never rewritten."""
+"""
+The log: appended to, never rewritten. Not `WITHOUT ROWID`: there, a row of more than 1 kB takes a page of its own.
+"""

@@ -36,7 +36,7 @@ def upgrade() -> None:
     )
     for name, columns, condition in (
         ("moorage_heads_unfinished", ["id"], sa.text("finished = 0")),
-        ("moorage_heads_holding", ["owner", "system"], sa.text("holds = 1")),
+        ("moorage_heads_holding", ["owner", "system", "id"], sa.text("holds = 1")),
     ):
         op.create_index(name, "moorage_heads", columns, sqlite_where=condition, postgresql_where=condition)
     op.create_table(
@@ -52,5 +52,4 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger, nullable=False),
         sa.Column("event", sa.Text, nullable=False),
         sa.Column("digest", sa.String, nullable=False),
-        sqlite_with_rowid=False,
     )
