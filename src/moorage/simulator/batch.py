@@ -526,6 +526,33 @@ class BatchSystem:
         self._stop(evolve(job, outcome=State.REQUEUED, requeues=True))
         return True
 
+    def preempt(self, job_id: int, now: int) -> bool:
+        """Take a run's nodes away as if a job of higher priority wanted them; False unless it runs undisturbed."""
+        self._sync(now)
+        job = self._jobs.get(job_id)
+        if job is None or job.state is not State.RUNNING or job.outcome is not None:
+            return False
+        self._preempt(job)
+        return True
+
+    def behave(self, job_id: int, now: int, **what: Any) -> bool:
+        """Change how a job without a real process will behave (`JobRequest`); False if it is over."""
+        self._sync(now)
+        job = self._jobs.get(job_id)
+        if job is None or job.state.is_final:
+            return False
+        self._put(evolve(job, request=evolve(job.request, **what)))
+        return True
+
+    def end_prolog(self, job_id: int, now: int) -> bool:
+        """The nodes of a run are configured now, whatever the prolog's time; False if they are not being configured."""
+        self._sync(now)
+        job = self._jobs.get(job_id)
+        if job is None or job.state is not State.CONFIGURING:
+            return False
+        self._run(job)
+        return True
+
     def hold(self, job_id: int, now: int) -> bool:
         """Keep a pending job from starting; False if it is not pending."""
         return self._set_held(job_id, True, now)

@@ -1,0 +1,654 @@
+"""
+The simulated world: systems, relay, Hub, store, users, and the real runner between them, in virtual time.
+
+    world = World(source, plan)
+    with virtual_loop() as loop:
+        loop.run_until_complete(world.live())
+
+Everything that a process can lose is made anew when it is killed and started again; everything else outlives it.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import define, field, frozen
+
+from moorage.core.events import Event
+from moorage.core.limits import Limits
+from moorage.core.machine import Decision
+from moorage.core.model import (
+    Desired,
+    Ended,
+    Instant,
+    Owner,
+    Ready,
+    Session,
+    SessionId,
+    SessionKey,
+    SessionSpec,
+    State,
+    Stopping,
+    SystemName,
+    Tag,
+)
+from moorage.core.secret import Secret
+from moorage.core.timeouts import Timeouts
+from moorage.performing import SystemEntry
+from moorage.ports.errors import StoreError
+from moorage.ports.sessions import StartRequest
+from moorage.runner import Ports, Runner
+
+from .batch import BatchSystem, Node, Partition, Preempt, Settings
+from .calls import Life, Road
+from .choices import SimChoices, Source, between, chance
+from .clock import EPOCH_MS, SimClock
+from .crashes import Boundary, Crash, crash_points
+from .credentials import Safe, SimCredentials, SimVault
+from .faults import Decider, Faults, Kind, Quiet
+from .hub import HubSide, SimHub
+from .invariants import Broken, Invariants, Saved, pending, remains
+from .loop import VirtualLoop
+from .site import Habits, Site, SiteJob, Watching
+from .store import Shelf, SimStore
+from .systems import Happenings, PushingSystem, SimSystem
+from .tunnels import Relay, SimTunnels
+from .wakeups import SimWakeups
+
+TICK_MS = 15_000
+"""How often what happens to a whole process or network has an opportunity."""
+
+LOOK_MS = 60_000
+"""How often everything is looked at as a whole."""
+
+RESTART_MS = (200, 20_000)
+"""From a process's death to its next start."""
+
+
+@frozen
+class SystemPlan:
+    """
+    One system of a world.
+
+    Args:
+        account: Everybody acts through one account, as behind a gateway; else each user has their own.
+        pushes: The system also calls.
+    """
+
+    name: SystemName
+    nodes: int = 16
+    cores: int = 48
+    timeouts: Timeouts = field(factory=Timeouts)
+    habits: Habits = field(factory=Habits)
+    latency_ms: tuple[int, int] = (5, 60)
+    pushes: bool = False
+    schedule_ms: int = 1_000
+    max_walltime_s: int = 86_400
+    calls: int = 16
+    busy: float = 0.0
+    """Share of the nodes that jobs of others hold."""
+
+
+@frozen
+class WorldPlan:
+    """Everything about a world that is not chance."""
+
+    systems: tuple[SystemPlan, ...] = (SystemPlan(SystemName("alpha")),)
+    limits: Limits = field(factory=Limits)
+    deployment: str = "sim"
+    keep_trace: bool = False
+    check: bool = True
+    crowd: int = 100
+    """How many come at once in the storm S5."""
+
+
+@define(eq=False)
+class Process:
+    """One run of the process under test."""
+
+    life: Life
+    runner: Runner
+    road: Road
+    clock: SimClock
+
+
+class World:
+    """
+    One world.
+
+    Args:
+        source: All chance.
+        plan: Everything else.
+        decider: What decides when a fault fires.
+        crash: A boundary at which the first process is to be killed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: WorldPlan | None = None,
+        decider: Decider | None = None,
+        crash: Crash | None = None,
+        loop: VirtualLoop | None = None,
+    ) -> None:
+        self.plan = plan or WorldPlan()
+        self.loop = loop or VirtualLoop()
+        self.source = source
+        self.faults = Faults(decider or Quiet(), source.stream("faults"), self.now)
+        self.boundary = Boundary(crash)
+        self.happenings = Happenings(self.faults, source.stream("happenings"))
+        self.sites = {plan.name: self._site(plan) for plan in self.plan.systems}
+        self.relay = Relay(self.sites, self.faults, self.now)
+        self.hub = HubSide()
+        self.safe = Safe(source.stream("secrets").integer(0, 2**31 - 1))
+        self.shelf = Shelf()
+        self.choices = SimChoices(source.stream("choices"))
+        self.calls: dict[str, int] = {}
+        self.processes: list[Process] = []
+        self.crashes = 0
+        self.settling = False
+        self.pushing: dict[SystemName, PushingSystem] = {}
+        self.trace: list[str] = []
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._started = asyncio.Event()
+        self._waiting: dict[SessionId, list[tuple[tuple[type[State], ...], asyncio.Future[type[State]]]]] = {}
+        self.watchers: list[Callable[[Session | None, Event | None, Session, Instant], None]] = []
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._road_source = source.stream("roads")
+        self._life_source = source.stream("lives")
+        self.invariants = Invariants(self) if self.plan.check else None
+        self.shelf.committed = self._committed
+        self.broken: Broken | None = None
+
+    # Time and trace ---------------------------------------------------------------------------------------------------
+
+    def now(self) -> Instant:
+        """The world's own clock; processes may have others."""
+        return Instant(EPOCH_MS + self.loop.now_ms)
+
+    def note(self, line: str) -> None:
+        """One line of the story."""
+        text = f"{self.loop.now_ms} {line}"
+        self._hash.update(text.encode())
+        if self.plan.keep_trace:
+            self.trace.append(text)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that happened so far: equal for equal runs, anywhere."""
+        return self._hash.hexdigest()
+
+    def _committed(
+        self, before: Session | None, event: Event | None, decision: Decision, at: Instant, session: Session
+    ) -> None:
+        name = "Started" if event is None else type(event).__name__
+        self.note(f"{session.id} {name} {type(session.state).__name__} {session.attempt} {len(session.residue)}")
+        waiting = self._waiting.get(session.id)
+        if waiting:
+            for states, reached in waiting:
+                if isinstance(session.state, states) and not reached.done():
+                    reached.set_result(type(session.state))
+        for watcher in self.watchers:
+            watcher(before, event, session, at)
+        if self.invariants is not None:
+            self.invariants.decided(Saved(before, event, decision, at, session))
+
+    # Making -----------------------------------------------------------------------------------------------------------
+
+    def _site(self, plan: SystemPlan) -> Site:
+        nodes = [Node(f"{plan.name}-n{number:04d}", plan.cores) for number in range(plan.nodes)]
+        partition = Partition(
+            "batch",
+            tuple(node.name for node in nodes),
+            max_walltime_ms=plan.max_walltime_s * 1000,
+            preempt=Preempt.CANCEL,
+        )
+        settings = Settings(schedule_delay_ms=plan.schedule_ms, requeue_delay_ms=30_000)
+        watching = Watching(
+            created=self._job_created,
+            ended=self._job_ended,
+            admitted=self._job_admitted,
+            removed=self._job_removed,
+            moved=self._job_moved,
+        )
+        source = self.source.stream(f"site/{plan.name}")
+        return Site(
+            plan.name, BatchSystem(nodes, [partition], settings), source, self._timer, self.now, plan.habits, watching
+        )
+
+    def later(self, at: int, then: Callable[[], object]) -> None:
+        """Have something done at an instant, unless the world is healed by then."""
+        self._timer(at, lambda: None if self.faults.healed else then())
+
+    def _timer(self, at: int, then: Callable[[], object]) -> object:
+        return self.loop.call_at_ms(max(self.loop.now_ms, at - EPOCH_MS), then)
+
+    def _job_created(self, job: SiteJob) -> None:
+        self.note(f"job {job.id} created for {job.session} attempt {job.attempt}")
+        if self.invariants is not None:
+            self.invariants.job_created(job)
+
+    def _job_ended(self, job: SiteJob) -> None:
+        self.note(f"job {job.id} over")
+
+    def _job_admitted(self, job: SiteJob) -> None:
+        self.note(f"job {job.id} admitted")
+        if self.invariants is not None:
+            self.invariants.job_admitted(job)
+
+    def _job_removed(self, job: SiteJob) -> None:
+        if self.invariants is not None:
+            self.invariants.job_removed(job)
+
+    def _job_moved(self, job: SiteJob) -> None:
+        system = self.pushing.get(SystemName(job.id.rpartition(".")[0]))
+        if system is None:
+            return
+        kinds = [kind.lie for kind in self.faults.happens("push", "push")]
+        if "lost" not in kinds:
+            system.push(job.id)
+        for kind in kinds:
+            if kind == "twice":
+                system.push(job.id)
+            if kind == "forged":
+                system.push(type(job.id)("nobody.0"))
+
+    # Processes --------------------------------------------------------------------------------------------------------
+
+    @property
+    def process(self) -> Process | None:
+        """The process that works now, if one does."""
+        for process in self.processes:
+            if process.life.alive:
+                return process
+        return None
+
+    async def start_process(self, rate: float = 1.0) -> Process:
+        """Start the process under test; it takes up what the store holds."""
+        while True:
+            process = self._new_process(rate)
+            self.processes.append(process)
+            try:
+                await process.runner.__aenter__()
+            except StoreError:
+                await self._bury(process)
+                await self.sleep(1_000)
+                continue
+            self.note(f"process {process.life.number} started")
+            self.disturb()
+            self._started.set()
+            return process
+
+    def _new_process(self, rate: float) -> Process:
+        life = Life(len(self.processes) + 1)
+        clock = SimClock(self.loop, rate)
+        # Latencies are one stream for all processes: a second one must not repeat the first one's luck.
+        road = Road(
+            self.loop, life, self.faults, self._road_source, self.boundary, lambda: self.kill(life), calls=self.calls
+        )
+        if self.plan.keep_trace:
+            road.trace = self.note
+        credentials, vault = SimCredentials(self.safe, road), SimVault(self.safe, road)
+
+        async def gates(tag: Tag, spec: SessionSpec) -> Secret:
+            return self.safe.gates[spec.id, int(tag[-4:])]
+
+        entries = {}
+        for plan in self.plan.systems:
+            make = PushingSystem if plan.pushes else SimSystem
+            system = make(self.sites[plan.name], self._way(road, plan), clock, gates, self.happenings)
+            if isinstance(system, PushingSystem):
+                self.pushing[plan.name] = system
+            entries[plan.name] = SystemEntry(system, plan.timeouts, calls=plan.calls)
+        ports = Ports(
+            store=SimStore(self.shelf, road),
+            wakeups=SimWakeups(self.loop, life),
+            clock=clock,
+            choices=self.choices,
+            hub=SimHub(self.hub, road),
+            tunnels=SimTunnels(self.relay, road),
+            credentials=credentials,
+            vault=vault,
+            systems=entries,
+        )
+        return Process(life, Runner(ports, self.plan.limits, self.plan.deployment), road, clock)
+
+    def _way(self, road: Road, plan: SystemPlan) -> Road:
+        if plan.latency_ms == road.latency_ms:
+            return road
+        return Road(
+            road.loop,
+            road.life,
+            road.faults,
+            road.source,
+            road.boundary,
+            road.kill,
+            plan.latency_ms,
+            calls=road.calls,
+            trace=road.trace,
+        )
+
+    def kill(self, life: Life) -> None:
+        """End a process as `kill -9` does; another one is started in a while."""
+        if not life.alive:
+            return
+        life.alive = False
+        self.crashes += 1
+        self.disturb()
+        if self.invariants is not None:
+            self.invariants.crashes_since += 1
+        self.note(f"process {life.number} killed")
+        process = next(process for process in self.processes if process.life is life)
+        process.runner.closing = True  # what still runs of it decides nothing any more
+        if self.process is None:
+            self._started.clear()
+        self.spawn(self._replace(process))
+
+    async def _replace(self, process: Process) -> None:
+        await self._bury(process)
+        if self.process is None:
+            pause = self._life_source.integer(*RESTART_MS, "restart after")
+            await self.sleep(min(pause, 200) if self.settling else pause)
+            if self.process is None:
+                await self.start_process()
+
+    async def _bury(self, process: Process) -> None:
+        process.life.alive = False
+        if process.life.resumed is not None and not process.life.resumed.done():
+            process.life.resumed.set_result(None)
+        await process.runner.close()
+
+    async def alive(self) -> Runner:
+        """The runner of a living process; waits for one."""
+        while self.process is None or not self._started.is_set():
+            self._started.clear()
+            await self._started.wait()
+        return self.process.runner
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """A task of the world, not of a process."""
+        task = self.loop.create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            self.loop.call_exception_handler({"message": "a task of the world died", "exception": task.exception()})
+
+    async def sleep(self, milliseconds: int) -> None:
+        await asyncio.sleep(milliseconds / 1000)
+
+    # What happens to everything ---------------------------------------------------------------------------------------
+
+    async def weather(self) -> None:
+        """What happens to processes and networks as a whole."""
+        source = self.source.stream("weather")
+        while not self.faults.healed:
+            await self.sleep(TICK_MS)
+            for port, verb in (("process", "tick"), ("net", "login node"), ("net", "relay"), ("user", "cull")):
+                for kind in self.faults.happens(port, verb):
+                    self.note(f"fault {kind.name}")
+                    await self._happens(kind, source)
+
+    async def _happens(self, kind: Kind, source: Source) -> None:
+        match kind.lie:
+            case "kill":
+                points = list(crash_points())
+                self.boundary.arm(points[source.integer(0, len(points) - 1, "where it dies")])
+            case "stall":
+                self._skip(source.integer(60_000, 3_600_000, "suspended for"))
+            case "blocked":
+                self._skip(10_000)
+            case "paused":
+                self.spawn(self._pause(source.integer(1_000, 300_000, "paused for")))
+            case "twin":
+                self.spawn(self._twin(source.integer(10_000, 300_000, "two for")))
+            case "login node":
+                site = list(self.sites.values())[source.integer(0, len(self.sites) - 1, "which system")]
+                self.reboot_login_node(site, source.integer(20_000, 300_000, "down for"))
+            case "relay":
+                self.relay.restart()
+            case "cull":
+                await self.cull(source)
+
+    def _skip(self, milliseconds: int) -> None:
+        self.loop.skip(milliseconds)
+        self.disturb()
+
+    def disturb(self) -> None:
+        """Decisions come late for a while, and nobody is to blame."""
+        if self.invariants is not None:
+            self.invariants.disturbed_at = self.loop.now_ms
+
+    def reboot_login_node(self, site: Site, milliseconds: int) -> None:
+        """The way in is down: streams are cut, calls are refused."""
+        until = self.loop.now_ms + EPOCH_MS + milliseconds
+        site.down_until = max(site.down_until, until)
+        self.cut_off(site, until)
+        for path in self.relay.paths.values():
+            if path.system == site.name:
+                path.cut = True
+
+    def cut_off(self, site: Site, until: int) -> None:
+        """Nothing gets to the system: calls and new paths are refused."""
+        self.faults.window("F-U1.submit", site.name, until)
+        self.faults.window("F-T1.open", site.name, until)
+
+    async def only_one_process(self) -> None:
+        """Whoever runs twice is ended; one goes on, or a new one with a right clock begins."""
+        for process in self.processes:
+            if process.life.alive:
+                await self._bury(process)
+        self._started.clear()
+        await self.start_process()
+
+    async def _pause(self, milliseconds: int) -> None:
+        process = self.process
+        if process is None or process.life.resumed is not None:
+            return
+        process.life.resumed = self.loop.create_future()
+        await self.sleep(milliseconds)
+        self.disturb()
+        resumed, process.life.resumed = process.life.resumed, None
+        if resumed is not None and not resumed.done():
+            resumed.set_result(None)
+
+    async def _twin(self, milliseconds: int) -> None:
+        """A second process on the same store, by mistake, for a while."""
+        if len([process for process in self.processes if process.life.alive]) > 1:
+            return
+        twin = await self.start_process()
+        await self.sleep(milliseconds)
+        if twin.life.alive:
+            self.note(f"process {twin.life.number} ends")
+            await self._bury(twin)
+            if self.process is None:
+                self._started.clear()
+                await self.start_process()
+
+    async def cull(self, source: Source) -> None:
+        """The idle culler stops half of everybody at once."""
+        for id_ in list(self.shelf.open):
+            if chance(source, 0.5, "culled"):
+                self.spawn(self.stop(id_, "culler"))
+
+    # What users do ----------------------------------------------------------------------------------------------------
+
+    async def start(self, request: StartRequest) -> SessionId:
+        """A start on behalf of a user, again until some process has taken it."""
+        while True:
+            runner = await self.alive()
+            self.choices.who = f"{request.key.hub}/{request.key.owner}/{request.key.name}"
+            try:
+                return await runner.start(request)
+            except (StoreError, asyncio.CancelledError):
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # it is we who are given up, not the process
+                await self.sleep(1_000)
+
+    async def until(self, session: SessionId, states: tuple[type[State], ...], patience_ms: int) -> type[State] | None:
+        """Which of the states the session reaches first; `None` if it takes too long."""
+        stored = self.shelf.sessions[session]
+        if isinstance(stored.session.state, states):
+            return type(stored.session.state)
+        reached: asyncio.Future[type[State]] = self.loop.create_future()
+        self._waiting.setdefault(session, []).append((states, reached))
+        timer = self.loop.call_at_ms(self.loop.now_ms + patience_ms, reached.cancel)
+        try:
+            return await reached
+        except asyncio.CancelledError:
+            if not reached.cancelled():
+                raise
+            return None
+        finally:
+            timer.cancel()
+            self._waiting.get(session, [])[:] = [
+                each for each in self._waiting.get(session, []) if each[1] is not reached
+            ]
+
+    def report(self, invariant: str, sentence: str, session: SessionId | None) -> None:
+        """Somebody outside has seen that an invariant is broken."""
+        if self.invariants is not None:
+            self.invariants.broken(invariant, sentence, session)
+
+    async def stop(self, session: SessionId, by: str = "user") -> None:
+        """A stop on behalf of somebody, again until it is durable."""
+        while True:
+            stored = self.shelf.sessions.get(session)
+            if stored is None or isinstance(stored.session.state, Ended):
+                return
+            runner = await self.alive()
+            asking = asyncio.ensure_future(runner.stop(session, by))
+            dead = asyncio.ensure_future(self._dead(runner))
+            await asyncio.wait([asking, dead], return_when=asyncio.FIRST_COMPLETED)
+            dead.cancel()
+            if asking.done() and asking.exception() is None:
+                return
+            asking.cancel()
+            await self.sleep(1_000)
+
+    async def _dead(self, runner: Runner) -> None:
+        while not runner.closing:
+            await self.sleep(2_000)
+
+    # A whole life -----------------------------------------------------------------------------------------------------
+
+    async def live(self, doings: Sequence[Coroutine[Any, Any, Any]], duration_ms: int, settle: bool = True) -> None:
+        """
+        Start the process, let things go on for a while, heal, and wait until everything has come to rest.
+
+        Raises:
+            Broken: An invariant does not hold, or something is pending that should not be.
+        """
+        with self._listening():
+            await self.start_process()
+            self.spawn(self.weather())
+            self.spawn(self._look())
+            tasks = [self.spawn(doing) for doing in doings]
+            await self.sleep(max(0, duration_ms - self.loop.now_ms))
+            self.heal()
+            if settle:
+                await self.settle()
+                for task in tasks:
+                    task.cancel()
+                await self.stop_everything()
+            await self.end()
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        logger, ear = logging.getLogger("moorage"), self.invariants.ear if self.invariants else None
+        if ear is None:
+            yield
+            return
+        before = logger.propagate
+        logger.addHandler(ear)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(ear)
+            logger.propagate = before
+
+    async def _look(self) -> None:
+        """Now and then, look at everything."""
+        while True:
+            await self.sleep(LOOK_MS)
+            if self.invariants is not None:
+                self.invariants.look()
+
+    async def settle(self, limit_ms: int = 3 * 3_600_000) -> None:
+        """Wait until nothing is on its way any more, or say in one sentence what still is."""
+        await self._until_none("settle", pending, limit_ms)
+
+    async def stop_everything(self, limit_ms: int = 3 * 3_600_000) -> None:
+        """Everybody goes home; afterwards nothing of any session is left anywhere."""
+        self.settling = True
+        while waiting := [id_ for id_ in self.shelf.open if _is_wanted(self.shelf.sessions[id_].session)]:
+            await asyncio.gather(*(self.stop(id_, "the end") for id_ in waiting))
+        await self._until_none("cleanup_complete", remains, limit_ms)
+
+    async def _until_none(self, invariant: str, what: Callable[["World"], Iterator[str]], limit_ms: int) -> None:
+        until = self.loop.now_ms + limit_ms
+        while (sentence := next(what(self), None)) is not None:
+            if self.loop.now_ms > until:
+                self.report(invariant, f"{(limit_ms + 500) // 1000} s after healing {sentence}", None)
+                return
+            await self.sleep(2_000)
+
+    async def end(self) -> None:
+        """Processes end as they should."""
+        self.settling = True
+        for process in self.processes:
+            if process.life.alive:
+                await self._bury(process)
+        if self.invariants is not None:
+            self.invariants.look()
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """From now on nothing goes wrong any more."""
+        self.note("healed")
+        self.faults.heal()
+        self.boundary.armed = None
+        now = self.now()
+        for site in self.sites.values():
+            site.slow_ms, site.calls_per_s = 0, None
+            site.advance(now)
+            site.heal(now)
+        self.relay.heal()
+        for process in self.processes:
+            resumed = process.life.resumed
+            if resumed is not None and not resumed.done():
+                resumed.set_result(None)
+        if self.invariants is not None:
+            self.invariants.healed_at = self.loop.now_ms
+
+    def session_counts(self) -> Mapping[str, int]:
+        """How many sessions are in which state."""
+        counts: Counter[str] = Counter()
+        for stored in self.shelf.sessions.values():
+            counts[type(stored.session.state).__name__] += 1
+        return counts
+
+    def ready(self) -> int:
+        return sum(isinstance(stored.session.state, Ready) for stored in self.shelf.sessions.values())
+
+
+def _is_wanted(session: Session) -> bool:
+    return session.desired is Desired.UP and not isinstance(session.state, Stopping | Ended)
+
+
+def a_request(owner: str, system: str, name: str = "", walltime_s: int = 7200, hub: str = "hub") -> StartRequest:
+    """A start as the Hub asks for it."""
+    return StartRequest(SessionKey(hub, Owner(owner), name), SystemName(system), walltime_s=walltime_s)
+
+
+__all__ = ["SystemPlan", "World", "WorldPlan", "a_request", "between"]
