@@ -266,7 +266,8 @@ class Site:
         _, found, rest = url.partition("/rest/core/storages/")
         if not found:
             return None
-        name = urlsplit(url).path.strip("/").split("/", 1)[0]
+        # A protocol may stand before the URL: `BFT:https://gateway/SITE/rest/core/...`.
+        name = urlsplit(url[max(url.find("http"), 0) :]).path.strip("/").split("/", 1)[0]
         site = self.neighbours(name) or self
         storage_id, _, path = rest.partition("/files")
         storage = site.storages.get(storage_id)
