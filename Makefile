@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 RUN := $(UV) run --frozen --extra dev
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: demo test lint unit setup node clean
+.PHONY: demo test lint mutants setup node clean
 
 demo: setup node
 	$(RUN) moorage sim run workshop-morning
@@ -19,6 +19,11 @@ lint: setup
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+
+# Bugs of a machine's making in the core: how many do the tests find? Takes about an hour; see docs/mutants.md.
+mutants: setup
+	HYPOTHESIS_PROFILE=quick $(RUN) mutmut run
+	$(RUN) mutmut results
 
 setup: .venv/.synced
 

@@ -47,7 +47,8 @@ from moorage.ports.tunnels import PathReport
 log = logging.getLogger(__name__)
 
 REST = 4
-"""An observer rests this many times as long as its last call took, so that it is never the load it watches."""
+"""An observer rests this many times as long as its last call took, so that it is never the load it watches; at most as
+long as between readings of jobs that only wait."""
 
 SOON = 2
 """A job is asked about with the others once this part (1/2) of its interval has passed."""
@@ -218,8 +219,9 @@ class Observing:
             began = clock.now()
             await self._ask(observer, began)
             ended = clock.now()
-            least_ms = int(observer.entry.timeouts.status_first_s * 1000)
-            rested_at = Instant(ended + max(least_ms, REST * (ended - began)))
+            timeouts = observer.entry.timeouts
+            least_ms, most_ms = int(timeouts.status_first_s * 1000), int(timeouts.status_queued_s * 1000)
+            rested_at = Instant(ended + max(least_ms, min(most_ms, REST * (ended - began))))
 
     async def _ask(self, observer: Observer, now: Instant) -> None:
         asked = [watched for watched in observer.jobs.values() if watched.soon <= now]

@@ -1,10 +1,10 @@
 """
 Effects into calls: each effect is one bounded call over a port and ends in exactly one event.
 
-A system is behind a bulkhead. Its calls run in lanes (submit, status, cancel, path), each with places of its own, so
-that hanging submits hold up no cancel; two lanes have circuit breakers, cancel has none. Nothing here retries: what
-failed is an event, and the machine decides. An adapter that raises what it may not, hangs, or answers with something
-of the wrong type is a typed failure of this one call.
+A system is behind a bulkhead. Its calls run in lanes (submit, status, watch, cancel, path), each with places of its
+own, so that hanging submits hold up no cancel; the first three have circuit breakers, cancel has none. Nothing here
+retries: what failed is an event, and the machine decides. An adapter that raises what it may not, hangs, or answers
+with something of the wrong type is a typed failure of this one call.
 """
 
 import asyncio
@@ -92,6 +92,9 @@ JOB_ID_LIMIT = 2_000
 STDERR_NAME = "stderr"
 """What the job itself wrote, for a launcher that never came as far as the lab's log."""
 
+WATCH_CALLS = 2
+"""The observer and the sweep of one system at once."""
+
 PATH_CALLS = 64
 """Path calls of one system at once: they go to the relay, which bounds connects per host itself."""
 
@@ -129,10 +132,14 @@ class SystemEntry:
 
 
 class Kind(Enum):
-    """The lanes of a system."""
+    """
+    The lanes of a system. `WATCH` is for calls on behalf of many sessions: behind a thousand reports that wait to be
+    read in the lane `STATUS`, nobody would learn for minutes what has become of the jobs.
+    """
 
     SUBMIT = "submit"
     STATUS = "status"
+    WATCH = "watch"
     CANCEL = "cancel"
     PATH = "path"
 
@@ -488,8 +495,8 @@ class Performing:
         return await self._in_lane(spec.system, kind, verb, seconds, lambda: call(entry.system))
 
     async def observe(self, name: SystemName, verb: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """A status call on behalf of many sessions, through the same lane and breaker as everybody's."""
-        return await self._in_lane(name, Kind.STATUS, verb, self.ports.systems[name].timeouts.call_s, call)
+        """A status call on behalf of many sessions."""
+        return await self._in_lane(name, Kind.WATCH, verb, self.ports.systems[name].timeouts.call_s, call)
 
     async def cancel_stray(self, name: SystemName, job: Handle) -> None:
         """End a job that belongs to no session; what comes of it the next sweep shows."""
@@ -606,9 +613,9 @@ def _job_report(said: Mapping[str, Any]) -> JobReport:
 
 
 def _lane(name: SystemName, entry: SystemEntry, kind: Kind, number: int) -> Lane:
-    calls = PATH_CALLS if kind is Kind.PATH else entry.calls
+    calls = {Kind.PATH: PATH_CALLS, Kind.WATCH: WATCH_CALLS}.get(kind, entry.calls)
     seed = sum(map(ord, name)) * 8 + number
-    breaker = Breaker(seed) if kind in (Kind.SUBMIT, Kind.STATUS) else None
+    breaker = Breaker(seed) if kind in (Kind.SUBMIT, Kind.STATUS, Kind.WATCH) else None
     return Lane(asyncio.Semaphore(calls), entry.queue, breaker)
 
 
