@@ -52,6 +52,7 @@ from .translate import (
     Listing,
     PartitionInfo,
     Strange,
+    failed_silently,
     failure,
     is_number,
     parse_accounting,
@@ -457,7 +458,7 @@ class SlurmSystem:
 
 
 def _checked(answer: Answer, kind: Kind, program: str) -> str:
-    if answer.status:
+    if answer.status or failed_silently(program, answer.err):
         raise failure(kind, program, answer.status, answer.err)
     return answer.out
 

@@ -129,8 +129,10 @@ def evidence(
 def _note(state: str, reason: str) -> str:
     word = reason.split(",", 1)[0].strip("() ")
     if word in ("", "None", "(null)", "NonZeroExitCode"):
-        return state if EVIDENCE[state] is not Phase.RUNNING or state != "RUNNING" else ""
+        return "" if state == "RUNNING" else state
     sentence = REASONS.get(word)
+    if sentence and isinstance(EVIDENCE[state], EndReason):
+        return state  # why it waited before it ended
     return f"{state}: {sentence} ({word})" if sentence else f"{state} ({_printable(reason)[:200]})"
 
 
@@ -618,6 +620,16 @@ _REFUSALS = (
 )
 UNKNOWN_JOB = "Invalid job id specified"
 NO_ACCOUNTING = "accounting storage is disabled"
+
+
+def failed_silently(program: str, stderr: str) -> bool:
+    """
+    Whether a question failed although it ended with status 0.
+
+    ``squeue --user=NAME`` prints "Invalid user" and nothing else when the site's directory of users is away, and ends
+    with 0: the same as an account without jobs. Recorded with 22.05.
+    """
+    return re.search(rf"^{re.escape(program)}: error:", stderr, re.MULTILINE) is not None
 
 
 def failure(kind: Kind, program: str, status: int, stderr: str) -> PortError:

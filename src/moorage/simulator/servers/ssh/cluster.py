@@ -26,6 +26,7 @@ from moorage.simulator.batch import (
     Moved,
     Node,
     Partition,
+    Preempt,
     Settings,
     State,
 )
@@ -221,8 +222,6 @@ class Cluster:
         match rule.do:
             case "requeue":
                 self._batch.requeue(job.id, now)
-            case "preempt":
-                self._batch.cancel(job.id, now, by="root")
             case "node-fail":
                 self._batch.fail_node(job.nodes[0], now)
             case "freeze":
@@ -308,7 +307,7 @@ class Cluster:
             file.write(text)
 
 
-_MEDDLING = ("requeue", "preempt", "node-fail", "freeze")
+_MEDDLING = ("requeue", "node-fail", "freeze")
 
 
 def _deaf(faults: Faults) -> bool:
@@ -325,6 +324,9 @@ def _batch(config: NodeConfig) -> BatchSystem:
             tuple(names[: each.nodes or None]),
             default_walltime_ms=each.default_minutes * 60_000,
             max_walltime_ms=each.max_minutes * 60_000,
+            priority=each.priority,
+            preempt=Preempt[each.preempt],
+            grace_ms=int(each.grace_s * 1000),
         )
         for each in config.partitions
     ]

@@ -317,7 +317,8 @@ def _squeue(cluster: Cluster, called: Called) -> Printed:
     names = _first(options, "n", "name") or environment.get("SQUEUE_NAMES")
     known = {account.name for account in cluster.config.everybody()}
     if users and (unknown := [user for user in users.split(",") if user not in known]):
-        raise _Failed(f"squeue: error: Invalid user: {unknown[0]}\n")
+        # With status 0, as the real one. Recorded with 22.05.8.
+        raise _Failed(f"squeue: error: Invalid user: {unknown[0]}\n", 0)
     jobs, now = cluster.call(lambda batch, now: (batch.jobs(), now))
     jobs = _shown(called, jobs, now)
     wanted = _first(options, "j", "jobs")

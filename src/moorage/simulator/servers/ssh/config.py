@@ -64,12 +64,19 @@ class Nodes:
 
 @frozen
 class Partition:
-    """A queue over the first `nodes` nodes, all of them with 0."""
+    """
+    A queue over the first `nodes` nodes, all of them with 0.
+
+    Jobs of a partition with a higher `priority` take nodes away from this one's as `preempt` says.
+    """
 
     name: str = field(validator=validators.matches_re(r"[A-Za-z0-9_-]{1,64}"))
     nodes: int = field(default=0, validator=_natural)
     max_minutes: int = field(default=1440, validator=_positive)
     default_minutes: int = field(default=60, validator=_positive)
+    priority: int = 1
+    preempt: str = field(default="OFF", validator=validators.in_(("OFF", "REQUEUE", "CANCEL")))
+    grace_s: float = field(default=30.0, validator=_natural)
 
 
 @frozen

@@ -55,7 +55,6 @@ verdicts: Mapping[str, str] = {
     "close": "a forward is accepted and closed at once",
     "unasked": "the server opens channels and sends requests that nobody asked for",
     "requeue": "jobs that run for `delay_s` are put back into the queue",
-    "preempt": "jobs that run for `delay_s` end as by scancel of an administrator",
     "node-fail": "nodes fail whose jobs run for `delay_s`",
     "freeze": "processes of jobs that run for `delay_s` stop without ending",
     "walltime": "jobs get a walltime of `delay_s`",
@@ -79,7 +78,6 @@ _QUESTIONS = ("squeue", "scontrol", "sinfo", "sacct")
 
 catalogue: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "F-S2": {"requeue": {"do": "requeue", "on": ["cluster"], "delay_s": 1.0, "times": 1}},
-    "F-S3": {"preempt": {"do": "preempt", "on": ["cluster"], "delay_s": 1.0, "times": 1}},
     "F-S4": {
         "node-fail": {"do": "node-fail", "on": ["cluster"], "delay_s": 1.0, "times": 1},
         "freeze": {"do": "freeze", "on": ["cluster"], "delay_s": 1.0, "times": 1},
@@ -136,7 +134,7 @@ catalogue: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """
 The rows of the table of faults that a login node can show; the first variant is the default.
 
-F-S1 (a queue for days) is a full cluster, F-S9 (ids used again) and F-S14 (arrays) are for parsers; F-T9 is `Running`
+F-S1 (a queue for days) is a full cluster, F-S3 (preemption) is a partition with `preempt`, F-S9 (ids used again) and F-S14 (arrays) are for parsers; F-T9 is `Running`
 restarted, F-T10 to F-T16 except F-T12 happen on the other side.
 """
 
