@@ -9,8 +9,12 @@ import asyncio
 import json
 import logging
 import os
+import pwd
+import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +52,7 @@ from moorage.plugins import PluginFailed, Plugins, load_plugins, told
 from moorage.ports.clock import Clock
 from moorage.ports.credentials import Token, Vault
 from moorage.ports.dialer import Dialer
-from moorage.ports.errors import Refused, StoreFailed, Unauthorised, Unreachable
+from moorage.ports.errors import PortError, Refused, StoreFailed, Unauthorised, Unreachable
 from moorage.ports.hub import Hub
 from moorage.ports.sessions import StartRequest
 from moorage.ports.system import Handle, System
@@ -57,6 +61,8 @@ from moorage.runner import Ports, Runner, Watcher
 
 if TYPE_CHECKING:
     from moorage.adapters.hub.service import Service
+    from moorage.relay.client import RelayTunnels
+    from moorage.relay.server import Settings
 
 log = logging.getLogger(__name__)
 
@@ -391,7 +397,6 @@ class Deployment:
     plans: ConfiguredPlans
     doors: Doors
     entries: dict[SystemName, SystemEntry]
-    context: Context
 
     # What the Hub and the command line ask
 
@@ -515,9 +520,21 @@ def _maintenance(windows: tuple[Window, ...], now: Instant) -> str | None:
     return None if running is None else f"maintenance: {running.notice}".removesuffix(": ")
 
 
-TunnelsFor = Callable[["Deployment"], AbstractAsyncContextManager[Tunnels]]
 OwnerTokens = Callable[[Owner, SystemName], Awaitable[Token]]
 """Where the token of a person at a system comes from, if the configuration names none."""
+
+
+@frozen
+class Apart:
+    """
+    A deployment for one run, beside the one that the configuration describes.
+
+    Both may work at the same time: sessions, tags and files are apart, so neither takes the other's jobs for strays.
+    Its relay is in this process and ends with it.
+    """
+
+    deployment: str
+    directory: Path
 
 
 @asynccontextmanager
@@ -528,6 +545,7 @@ async def compose(
     simulation: bool = False,
     owner_tokens: OwnerTokens | None = None,
     tunnels: Tunnels | None = None,
+    apart: Apart | None = None,
     watchers: Iterable[Watcher] = (),
 ) -> AsyncIterator[Deployment]:
     """
@@ -535,36 +553,27 @@ async def compose(
 
     Args:
         simulation: Sites may show certificates that nobody signed. For demonstrations and tests only.
-        tunnels: Instead of the relay's process.
+        tunnels: Instead of the relay.
 
     Raises:
         ConfigError: The configuration is wrong.
         StoreFailed: The store, or the folder of the deployment, cannot be used.
     """
-    config, plugins = await asyncio.to_thread(read_config, path)
-    directory = await asyncio.to_thread(state_directory, path, config)
-    if tunnels is None:
-        raise Refused("without tunnels there is no way to any session")
     async with AsyncExitStack() as stack:
-        password = None if config.store.password is None else read_secret(config.store.password)
-        store = await SqlStore.open(store_address(config, directory), password)
+        world = await _world(path, simulation, owner_tokens, apart, stack)
+        config, plugins, context = world.config, world.plugins, world.context
+        store = await _store(config, context, apart)
         stack.push_async_callback(store.close)
         clock = LocalClock(await store.newest())
-        vault = LocalVault(directory / "vault", token_sources(config, owner_tokens))
-        stack.callback(vault.close)
-        catalog = catalog_of(config)
-        plans = ConfiguredPlans(vault, plugins)
-        plans.add(Instant(0), config, catalog)
-        context = Context(clock, SystemChoices(), vault, plans, directory, config.deployment, simulation)
-        doors = await asyncio.to_thread(Doors.load, directory)
+        context = evolve(context, clock=clock)
+        doors = await asyncio.to_thread(Doors.load, context.directory)
         entries = _entries(config, plugins, context, doors)
         for stored in await store.unfinished():
-            name = stored.session.spec.system
-            if name not in entries:
-                reason = doors.absent[name] = "it is not configured any more"
-                entries[name] = SystemEntry(Absent(name, reason), closed=lambda now, name=name: doors.why(name))  # type: ignore[misc]
+            _stand_in(stored.session.spec.system, entries, doors)
         for entry in entries.values():
             stack.push_async_callback(_close, entry.system)
+        if tunnels is None:
+            tunnels = await stack.enter_async_context(_relay(path, config, plugins, context, apart))
         ports = Ports(
             store=store,
             wakeups=LocalWakeups(clock),
@@ -572,30 +581,69 @@ async def compose(
             choices=context.choices,
             hub=hub,
             tunnels=tunnels,
-            credentials=vault,
-            vault=vault,
+            credentials=context.credentials,
+            vault=context.credentials,
             systems=entries,
         )
-        observers = [] if not plugins.in_use else [_observing(plugins)]
-        runner = await stack.enter_async_context(
-            Runner(ports, limits_of(config), config.deployment, [*observers, *watchers])
-        )
+        runner = Runner(ports, limits_of(config), context.deployment, [*_observers(plugins), *watchers])
+        await stack.enter_async_context(runner)
         yield Deployment(
-            path,
-            directory,
-            config,
-            config,
-            catalog,
-            plugins,
-            ports,
-            runner,
-            store,
-            vault,
-            plans,
-            doors,
-            entries,
-            context,
+            path=path,
+            directory=context.directory,
+            config=config,
+            made_from=config,
+            catalog=catalog_of(config),
+            plugins=plugins,
+            ports=ports,
+            runner=runner,
+            store=store,
+            vault=context.credentials,
+            plans=context.plans,
+            doors=doors,
+            entries=entries,
         )
+
+
+@frozen
+class _World:
+    """What the Hub's process and the relay's have in common."""
+
+    config: Config
+    plugins: Plugins
+    context: Context
+
+
+async def _world(
+    path: Path, simulation: bool, owner_tokens: OwnerTokens | None, apart: Apart | None, stack: AsyncExitStack
+) -> _World:
+    config, plugins = await asyncio.to_thread(read_config, path)
+    directory = apart.directory if apart else await asyncio.to_thread(state_directory, path, config)
+    people = PeopleTokens(directory / "tokens", owner_tokens)
+    vault = LocalVault(directory / "vault", token_sources(config, people))
+    stack.callback(vault.close)
+    plans = ConfiguredPlans(vault, plugins)
+    plans.add(Instant(0), config, catalog_of(config))
+    deployment = apart.deployment if apart else config.deployment
+    context = Context(LocalClock(), SystemChoices(), vault, plans, directory, deployment, simulation)
+    return _World(config, plugins, context)
+
+
+async def _store(config: Config, context: Context, apart: Apart | None) -> SqlStore:
+    if apart is not None:
+        return await SqlStore.open(context.directory / "moorage.sqlite")
+    password = None if config.store.password is None else read_secret(config.store.password)
+    return await SqlStore.open(store_address(config, context.directory), password)
+
+
+def _stand_in(name: SystemName, entries: dict[SystemName, SystemEntry], doors: Doors) -> None:
+    """Have an entry for a system that sessions of the store are on, also if it is not configured any more."""
+    if name not in entries:
+        doors.absent[name] = "it is not configured any more"
+        entries[name] = SystemEntry(Absent(name, doors.absent[name]), closed=lambda _now: doors.why(name))
+
+
+def _observers(plugins: Plugins) -> list[Watcher]:
+    return [_observing(plugins)] if plugins.in_use else []
 
 
 def _observing(plugins: Plugins) -> Watcher:
@@ -631,15 +679,65 @@ async def _close(system: System) -> None:
             await outcome
 
 
-def token_sources(config: Config, owner_tokens: OwnerTokens | None) -> dict[SystemName, TokenSource]:
+# Tokens ----------------------------------------------------------------------------------------------------------
+
+
+@frozen
+class PeopleTokens:
+    """
+    Tokens of people, as their logins gave them.
+
+    The relay is a process of its own and needs them for ways that act for their owners (UNICORE's forwarding), so each
+    token that passes through the Hub's process is left in a private file, which the relay reads.
+
+    Args:
+        origin: Where tokens come from; `None` in a process that only reads what another one left.
+    """
+
+    directory: Path
+    origin: OwnerTokens | None = None
+
+    async def token(self, owner: Owner, system: SystemName) -> Token:
+        """See `Credentials.token`."""
+        file = self.directory / sha256(f"{system}\0{owner}".encode("utf-8", "surrogatepass")).hexdigest()
+        if self.origin is None:
+            return await asyncio.to_thread(self._read, file, owner)
+        token = await self.origin(owner, system)
+        await asyncio.to_thread(self._leave, file, token)
+        return token
+
+    def _read(self, file: Path, owner: Owner) -> Token:
+        try:
+            said = json.loads(file.read_text("utf-8"))
+            return Token(Secret(said["token"]), said["expires_at"])
+        except FileNotFoundError as error:
+            raise Unauthorised(f"there is no token of {owner}: a login is needed") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Unreachable(f"the token of {owner} cannot be read ({type(error).__name__})") from error
+
+    def _leave(self, file: Path, token: Token) -> None:
+        """Whole or not at all, readable for us only from the first byte on; what is there already is not written."""
+        text = json.dumps({"token": token.secret.reveal(), "expires_at": token.expires_at})
+        try:
+            private_directory(self.directory)
+            with suppress(FileNotFoundError):
+                if file.read_text("utf-8") == text:
+                    return
+            new = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as opened:
+                opened.write(text)
+            new.replace(file)
+        except OSError as error:
+            # The Hub's own calls have their token; only the relay goes without.
+            log.warning("a token could not be left for the relay: %s", error)
+
+
+def token_sources(config: Config, people: PeopleTokens) -> dict[SystemName, TokenSource]:
     """Where tokens come from, by system: the configuration's for everybody, else the person's own."""
-    sources: dict[SystemName, TokenSource] = {}
-    for name, system in config.systems.items():
-        if system.token is not None:
-            sources[name] = _configured_token(system)
-        elif owner_tokens is not None:
-            sources[name] = _own_token(owner_tokens, name)
-    return sources
+    return {
+        name: _configured_token(system) if system.token is not None else _own_token(people, name)
+        for name, system in config.systems.items()
+    }
 
 
 def _configured_token(system: SystemConfig) -> TokenSource:
@@ -654,8 +752,116 @@ def _configured_token(system: SystemConfig) -> TokenSource:
     return source
 
 
-def _own_token(owner_tokens: OwnerTokens, name: SystemName) -> TokenSource:
-    return lambda owner: owner_tokens(owner, name)
+def _own_token(people: PeopleTokens, name: SystemName) -> TokenSource:
+    return lambda owner: people.token(owner, name)
+
+
+# The relay -------------------------------------------------------------------------------------------------------
+
+
+def relay_command(path: Path, simulation: bool = False) -> list[str]:
+    """What starts the relay's process of a deployment."""
+    command = [sys.executable, "-m", "moorage.cli", "relay", "--config", str(path.resolve())]
+    return [*command, "--simulation"] if simulation else command
+
+
+def relay_settings(config: Config) -> "Settings":
+    """
+    How the relay listens.
+
+    Raises:
+        Refused: A user that may connect is not known on this machine.
+    """
+    from moorage.relay.server import Settings
+
+    first, _, last = config.relay.ports.partition("-")
+    timeouts = {name: config.timeouts_for(name) for name in config.systems}
+    return Settings((int(first), int(last)), frozenset(map(_uid, config.relay.users)), timeouts=timeouts)
+
+
+def _uid(user: str) -> int:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError as error:
+        raise Refused(f"relay.users: there is no user {user!r} on this machine") from error
+
+
+async def run_relay(path: Path, *, simulation: bool = False) -> None:
+    """
+    Be the relay of a deployment until it is told to end.
+
+    Raises:
+        ConfigError, StoreFailed: As `compose` does.
+        moorage.relay.process.AlreadyRunning: There is one.
+    """
+    from moorage.relay import process
+
+    async with AsyncExitStack() as stack:
+        world = await _world(path, simulation, None, None, stack)
+        directory = world.context.directory
+        dialers = make_dialers(world.config, world.plugins, world.context)
+        await asyncio.to_thread(_note_ways, directory, world.config)
+        await process.main(directory, dialers, world.context.credentials, relay_settings(world.config))
+
+
+@asynccontextmanager
+async def _relay(
+    path: Path, config: Config, plugins: Plugins, context: Context, apart: Apart | None
+) -> AsyncIterator[Tunnels]:
+    """The relay's process, started when it is needed and left alone at the end; or one inside, for a run apart."""
+    from moorage.relay.client import InProcessRelay, RelayTunnels
+
+    if apart is None:
+        tunnels = RelayTunnels(context.directory, relay_command(path, context.simulation))
+        try:
+            await _have_new_ways(tunnels, context.directory, config)
+            yield tunnels
+        finally:
+            await tunnels.aclose()
+        return
+    dialers = make_dialers(config, plugins, context)
+    inside = InProcessRelay(context.directory / "relay", dialers, context.credentials, relay_settings(config))
+    try:
+        yield inside
+    finally:
+        await inside.aclose()
+        for dialer in dialers.values():
+            await dialer.close()
+
+
+WAYS_NAME = "ways"
+
+
+def _ways(config: Config) -> str:
+    """Names how all systems are reached; a relay that was started with another one knows other ways."""
+    ways = [(name, each.kind, repr(each.options), repr(each.tunnel)) for name, each in sorted(config.systems.items())]
+    return sha256(repr((ways, config.relay)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _note_ways(directory: Path, config: Config) -> None:
+    private_directory(directory / "relay")
+    (directory / "relay" / WAYS_NAME).write_text(_ways(config))
+
+
+async def _have_new_ways(tunnels: "RelayTunnels", directory: Path, config: Config) -> None:
+    """
+    End a relay that was started with other ways to the systems; the next call starts a new one.
+
+    Its streams are cut once, which labs and browsers survive; its paths come back at their addresses.
+    """
+    noted, control = directory / "relay" / WAYS_NAME, directory / "relay" / "control.sock"
+    try:
+        if noted.read_text() == _ways(config) or not control.exists():
+            return
+        log.warning("the relay knows other ways than the configuration; it is started anew")
+        await tunnels.stop_relay()
+    except (OSError, PortError) as error:
+        log.info("no relay to start anew: %s", type(error).__name__)
+        return
+    for _ in range(100):
+        if not control.exists():
+            return
+        await asyncio.sleep(0.05)
 
 
 # The Hub's side --------------------------------------------------------------------------------------------------
@@ -666,7 +872,9 @@ async def hub_service(path: Path, hub: Hub) -> "AsyncIterator[Service]":
     """What the Hub's adapter works with; named in its configuration as `moorage.bootstrap:hub_service`."""
     from moorage.adapters.hub.service import Service
 
-    async with compose(path, hub, simulation=os.environ.get("MOORAGE_SIMULATION") == "1") as deployment:
+    simulation = os.environ.get("MOORAGE_SIMULATION") == "1"
+    owner_tokens: OwnerTokens | None = getattr(hub, "token", None)
+    async with compose(path, hub, simulation=simulation, owner_tokens=owner_tokens) as deployment:
         yield Service(
             hub=deployment.config.deployment,
             sessions=deployment.runner,

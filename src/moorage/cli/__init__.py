@@ -75,7 +75,10 @@ COMMANDS = {
     "check": ("moorage.cli.check", "Validate configuration, with every mistake and its place."),
     "schema": ("moorage.cli.schema", "Print the JSON Schema of moorage.yaml, for editors."),
     "plugins": ("moorage.cli.plugins", "List the kinds of systems and tunnels, with origin and version."),
+    "run": ("moorage.cli.run", "Start a session on a configured system and stop it on Ctrl-C."),
     "sim": ("moorage.cli.sim", "Simulated worlds: run scenarios, serve simulated sites."),
+    "tunnels": ("moorage.cli.tunnels", "List the paths to running sessions and probe each."),
+    "relay": ("moorage.cli.relay", "Be the process through which the Hub's proxy reaches the labs."),
     "hostkeys": ("moorage.cli.hostkeys", "Show the SSH host keys of a system's login nodes, for you to confirm."),
     "hub-config": ("moorage.cli.hub_config", "Write a commented jupyterhub_config.py."),
 }

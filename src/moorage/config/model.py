@@ -535,6 +535,24 @@ class StoreConfig:
     password: SecretRef | None = field(default=None, metadata=doc("the database's password, as a reference"))
 
 
+@frozen(kw_only=True)
+class RelayConfig:
+    """The process through which the Hub's proxy reaches the labs."""
+
+    ports: PortRange = field(
+        default="18000-32000",
+        metadata=doc("TCP ports of 127.0.0.1, one for each session; below those of outgoing connections"),
+    )
+    users: tuple[UserName, ...] = field(
+        default=(), metadata=doc("users of this machine who may connect besides moorage's own and root: the proxy's")
+    )
+
+    def __attrs_post_init__(self) -> None:
+        first, _, last = self.ports.partition("-")
+        if not 0 < int(first) <= int(last) < 65_536:
+            raise Misfit("ports", 'two ports, the lower one first, such as "20000-20999"')
+
+
 def _one_default(_instance: object, _attribute: object, services: Mapping[str, ServiceConfig]) -> None:
     default = [name for name, service in services.items() if service.default]
     if len(default) > 1:
@@ -553,6 +571,7 @@ class Config:
         factory=dict, validator=_one_default, metadata=doc("what can be started, by name")
     )
     limits: Limits = field(factory=Limits, metadata=doc("sessions that may be held at once"))
+    relay: RelayConfig = field(factory=RelayConfig, metadata=doc("the process through which labs are reached"))
     store: StoreConfig = field(factory=StoreConfig, metadata=doc("where sessions are recorded"))
     timeouts: TimeoutOverrides = field(
         factory=dict, validator=_durations, metadata=doc("durations that differ on all systems")

@@ -13,6 +13,7 @@ from attrs import define, field
 
 from moorage.bootstrap import (
     Deployment,
+    PeopleTokens,
     compose,
     limits_of,
     read_config,
@@ -349,15 +350,27 @@ async def test_secrets_are_read_when_they_are_needed(tmp_path: Path, monkeypatch
     )
 
     async def own(owner: Owner, system: SystemName) -> Token:
-        return Token(Secret(f"{owner}@{system}"))
+        return Token(Secret(f"{owner}@{system}"), Instant(7))
 
-    sources = token_sources(config, own)
-    tokens = {name: (await source(Owner("me"))).secret.reveal() for name, source in sources.items()}
-    assert tokens == {"juniper": "hunter2", "cedar": "hunter3", "fir": "me@fir"}
-    assert set(token_sources(config, None)) == {"juniper", "cedar"}
+    async def tokens(people: PeopleTokens) -> dict[str, str]:
+        sources = token_sources(config, people)
+        return {name: (await source(Owner("me"))).secret.reveal() for name, source in sources.items()}
+
+    folder = tmp_path / "tokens"
+    with pytest.raises(Unauthorised, match="a login is needed"):
+        await tokens(PeopleTokens(folder))
+    expected = {"juniper": "hunter2", "cedar": "hunter3", "fir": "me@fir"}
+    assert await tokens(PeopleTokens(folder, own)) == expected
+    assert await tokens(PeopleTokens(folder)) == expected, "what passed through one process is there for another"
+    (kept,) = folder.iterdir()
+    assert (kept.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert (await PeopleTokens(folder).token(Owner("me"), SystemName("fir"))).expires_at == 7
+    kept.write_text("{")
+    with pytest.raises(Unreachable, match="cannot be read"):
+        await tokens(PeopleTokens(folder))
     file.unlink()
     with pytest.raises(Unauthorised):
-        await sources[JUNIPER](Owner("me"))
+        await tokens(PeopleTokens(folder))
 
 
 def test_files_of_a_deployment_stand_beside_its_configuration(tmp_path: Path) -> None:

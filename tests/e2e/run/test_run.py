@@ -1,0 +1,210 @@
+"""`moorage run`: a session on a simulated UNICORE site whose jobs are real processes, from the command to its end."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from attrs import define, field
+
+from moorage.cli import Exit
+from moorage.simulator.servers.unicore import Running, ServerConfig, SiteConfig, Timing, User, serve
+
+HERE = Path(__file__).parent
+JUPYTER = Path(sys.executable).with_name("jupyter")
+PASSWORD = "canary-8b1f0c"
+PATIENCE_S = 90
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Running]:
+    """A site with one user, whose jobs have this Python on their path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    user = User("demo", PASSWORD)
+    sites = (SiteConfig(users=(user,), timing=Timing.fast(), job_environment={"PATH": path}),)
+    async with serve(ServerConfig(sites=sites, directory=tmp_path / "site")) as running:
+        yield running
+
+
+def configure(tmp_path: Path, url: str) -> Path:
+    file = tmp_path / "moorage.yaml"
+    config = {
+        "deployment": "demo",
+        "systems": {
+            "demo": {
+                "kind": "unicore",
+                "options": {
+                    "url": url,
+                    "credentials": {"kind": "basic", "username": "demo", "password": {"env": "SITE_PASSWORD"}},
+                },
+                # Jobs run on this machine, whatever node the batch system says.
+                "destinations": [os.uname().nodename.split(".")[0].lower()],
+                "gate": {"interface": "127.0.0.1"},
+                "partitions": {"batch": {"max_walltime": "1 h", "nodes": {"max": 2}}},
+            }
+        },
+        "services": {
+            "tiny": {
+                "kind": "tiny",
+                "command": [sys.executable, str(HERE / "tiny_lab.py"), "{socket}"],
+                "probe_path": "/",
+                "default": True,
+            },
+            "jupyterlab": {
+                "command": [str(JUPYTER), "lab", "--no-browser", "--allow-root", "--ServerApp.sock={socket}"],
+                "environment": {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)},
+                "directory": str(tmp_path),
+            },
+            "broken": {
+                "kind": "tiny",
+                "command": [sys.executable, "-c", "import sys; print('no such {socket}'); sys.exit(7)"],
+            },
+        },
+    }
+    file.write_text(json.dumps(config))
+    return file
+
+
+@define
+class Told:
+    """A running command and what it said."""
+
+    process: Process
+    events: list[dict[str, Any]] = field(factory=list)
+
+    async def until(self, event: str) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while line := await self.process.stdout.readline():
+                self.events.append(json.loads(line))
+                if self.events[-1]["event"] == event:
+                    return self.events[-1]
+        raise AssertionError(f"no {event}: {self.events}")
+
+    def states(self) -> list[str]:
+        states = [each["state"] for each in self.events if each["event"] == "step"]
+        return [state for number, state in enumerate(states) if number == 0 or states[number - 1] != state]
+
+
+@asynccontextmanager
+async def command(tmp_path: Path, url: str, *arguments: str) -> AsyncIterator[Told]:
+    """`moorage run demo --json ...`, with a folder for temporary files of its own, which is to be empty at the end."""
+    scratch = tempfile.mkdtemp(prefix="moor")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "moorage.cli", "run", "demo", "--json", "--simulation"),
+        *("--config", str(configure(tmp_path, url)), *arguments),
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, "SITE_PASSWORD": PASSWORD, "TMPDIR": scratch},
+    )
+    try:
+        yield Told(process)
+        assert os.listdir(scratch) == [], "nothing of the run is left"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        os.rmdir(scratch)
+
+
+async def ask(address: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as client, client.get(address) as answer:
+        return answer.status, await answer.text()
+
+
+async def ended(told: Told, code: Exit) -> str:
+    """Wait for the command's end; what it said to people."""
+    async with asyncio.timeout(PATIENCE_S):
+        out, err = await told.process.communicate()
+    told.events += [json.loads(line) for line in out.splitlines()]
+    assert told.process.returncode == code, (told.events, err.decode())
+    assert PASSWORD not in out.decode() + err.decode()
+    return err.decode()
+
+
+def left_at(site: Running) -> list[str]:
+    """Job directories that the site still has."""
+    (only,) = site.config.sites
+    jobs = Path(str(site.config.directory)) / only.name / "UNICORE_Jobs"
+    return [str(each) for each in jobs.glob("*/*")] if jobs.exists() else []
+
+
+async def test_a_session_is_reached_and_leaves_nothing(site: Running, tmp_path: Path) -> None:
+    """The normal day: start, the address answers with the job's own voice, Ctrl-C, gone."""
+    async with command(tmp_path, site.url, "--option", "partition=batch", "--option", "walltime_s=600") as told:
+        ready = await told.until("ready")
+        status, text = await ask(ready["address"])
+        assert (status, text.split(",")[0].startswith("hello from ")) == (200, True)
+        lab = int(text.split()[2].rstrip(","))
+        assert os.path.exists(f"/proc/{lab}")
+        told.process.send_signal(signal.SIGINT)
+        await ended(told, Exit.FINE)
+    assert told.states()[:3] == ["waiting", "submitting", "queued"]
+    assert told.states()[-3:] == ["ready", "stopping", "ended"]
+    assert (told.events[-1]["cause"], told.events[-1]["left"]) == ("stopped", [])
+    assert not os.path.exists(f"/proc/{lab}")
+    assert left_at(site) == []
+    with pytest.raises(aiohttp.ClientError):
+        await ask(ready["address"])
+
+
+async def test_the_real_jupyterlab_is_reached(site: Running, tmp_path: Path) -> None:
+    """Its pages come with the token of the address, and not without."""
+    async with command(tmp_path, site.url, "--service", "jupyterlab") as told:
+        ready = await told.until("ready")
+        status, text = await ask(ready["address"])
+        assert status == 200
+        assert "jupyter-config-data" in text
+        base, _, token = ready["address"].partition("/lab?token=")
+        assert (await ask(f"{base}/api/contents"))[0] == 403
+        assert (await ask(f"{base}/api/contents?token={token}"))[0] == 200
+        told.process.send_signal(signal.SIGTERM)
+        await ended(told, Exit.FINE)
+    assert left_at(site) == []
+
+
+async def test_a_lab_that_ends_ends_the_session_with_its_log(site: Running, tmp_path: Path) -> None:
+    async with command(tmp_path, site.url) as told:
+        ready = await told.until("ready")
+        with pytest.raises(aiohttp.ClientError):
+            await ask(ready["address"] + "end")
+        await ended(told, Exit.WRONG)
+    last = told.events[-1]
+    assert (last["event"], last["cause"]) == ("ended", "failed")
+    assert "the lab was told to end" in last["log"]
+    assert left_at(site) == []
+
+
+async def test_a_lab_that_cannot_start_says_why(site: Running, tmp_path: Path) -> None:
+    async with command(tmp_path, site.url, "--service", "broken") as told:
+        await ended(told, Exit.WRONG)
+    assert told.events[-1]["cause"] == "failed"
+    assert "no such" in told.events[-1]["log"]
+    assert "ready" not in told.states()
+
+
+async def test_a_site_that_is_away_is_waited_for_until_ctrl_c(site: Running, tmp_path: Path) -> None:
+    url = site.url.replace(str(site.port), "9")
+    async with command(tmp_path, url) as told:
+        await told.until("step")
+        told.process.send_signal(signal.SIGINT)
+        await ended(told, Exit.INTERRUPTED)
+    assert told.events[-1]["cause"] == "stopped"
+
+
+async def test_what_is_not_offered_is_refused_before_anything_happens(site: Running, tmp_path: Path) -> None:
+    before = site.requests
+    async with command(tmp_path, site.url, "--option", "nodes=3", "--option", "gres=x") as told:
+        said = await ended(told, Exit.USAGE)
+    assert "nodes: is out of range; expected a whole number from 1 to 2" in said
+    assert "form: has 1 unknown fields" in said
+    assert site.requests == before
