@@ -105,7 +105,8 @@ class Observer:
     heap: list[tuple[Instant, JobId]] = field(factory=list)
     changed: asyncio.Event = field(factory=asyncio.Event)
     planned: Instant = NEVER
-    owners: dict[Owner, None] = field(factory=dict)
+    owners: dict[Owner, Instant] = field(factory=dict)
+    """On whose behalf to sweep, and when a session of theirs last changed."""
     answered_at: Instant | None = None
     failed: str = ""
     strays: dict[JobId, Stray] = field(factory=dict)
@@ -171,7 +172,7 @@ class Observing:
         before = observer.sessions.get(session.id, ())
         if not wanted and not before:
             return
-        observer.owners[session.spec.key.owner] = None
+        observer.owners[session.spec.key.owner] = now
         for watch in wanted:
             self._watch(observer, session, watch.job, watch.interval_ms, watch.urgent, now)
         jobs = tuple(watch.job for watch in wanted)
@@ -362,10 +363,24 @@ class Observing:
         await clock.sleep_until(Instant(clock.now() + int(timeouts.lookup_s * 1000)))
         while True:
             for owner in _one_per_account(observer):
-                await self._sweep_account(observer, owner)
+                began = clock.now()
+                if await self._sweep_account(observer, owner):
+                    self._swept(observer, owner, began)
             await clock.sleep_until(Instant(clock.now() + int(timeouts.sweep_s * 1000)))
 
-    async def _sweep_account(self, observer: Observer, owner: Owner) -> None:
+    def _swept(self, observer: Observer, owner: Owner, began: Instant) -> None:
+        """Who has no session and no stray needs no sweep any more, once one has begun late enough to see everything."""
+        timeouts, account = observer.entry.timeouts, observer.entry.system.account
+        late_ms = int(1000 * (timeouts.submit_s + timeouts.horizon_s))
+        sessions = [known for known in map(self.look, observer.sessions) if known is not None]
+        busy = {account(session.spec.key.owner) for session in sessions}
+        busy |= {account(stray.handle.owner) for stray in observer.strays.values()}
+        for other, changed in list(observer.owners.items()):
+            if account(other) == account(owner) and account(other) not in busy and began - changed > late_ms:
+                del observer.owners[other]
+
+    async def _sweep_account(self, observer: Observer, owner: Owner) -> bool:
+        """Whether the system answered."""
         tag, system = deployment_tag(self.deployment), observer.entry.system
         try:
             found = await self.performing.observe(observer.name, "sweep", lambda: system.find(tag, owner))
@@ -375,11 +390,12 @@ class Observing:
                     await self._account_for(observer, owner, sighting)
         except PortError as error:
             log.info("%s: not swept: %s", observer.name, error.note)
-            return
+            return False
         seen = {sighting.job for sighting in sightings if sighting.alive}
         for job, stray in list(observer.strays.items()):
             if stray.handle.owner == owner and job not in seen:
                 del observer.strays[job]
+        return True
 
     async def _account_for(self, observer: Observer, owner: Owner, sighting: Sighting) -> None:
         """A living job with our tag: known, or told to its session, or a stray."""
