@@ -1,0 +1,88 @@
+"""What the relay must find again after its own end: paths with their addresses, and addresses that rest."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+from attrs import frozen
+
+from moorage.core.model import SessionId
+
+from .target import Target, from_data
+
+QUARANTINE_S = 120.0
+"""An address that was one session's is not another's before. Source: reliability specification, B_quarantine."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS paths (session TEXT PRIMARY KEY, port INTEGER NOT NULL, target TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS resting (port INTEGER PRIMARY KEY, until REAL NOT NULL, session TEXT NOT NULL);
+"""
+
+
+@frozen
+class Entry:
+    """A path and its port; 0 for one that listens on a unix socket."""
+
+    target: Target
+    port: int
+
+
+class Ledger:
+    """
+    One SQLite file, 0600, written by the relay alone.
+
+    Its loss is no disaster: the sessions are in the Hub's store and their paths are opened anew. So it is not
+    synchronised to the disk with every path; it survives the end of the process, which is what it is for.
+    """
+
+    def __init__(self, file: Path, wall_s: Callable[[], float] = time.time) -> None:
+        file.touch(mode=0o600)
+        self._wall_s = wall_s
+        self._database = sqlite3.connect(file, isolation_level=None)
+        self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _TABLES)
+
+    def put(self, entry: Entry) -> None:
+        row = (entry.target.session, entry.port, json.dumps(entry.target.as_data()))
+        self._database.execute("INSERT OR REPLACE INTO paths VALUES (?, ?, ?)", row)
+
+    def remove(self, session: SessionId) -> None:
+        """Forget a path; its port rests."""
+        self.rest(session)
+        self._database.execute("DELETE FROM paths WHERE session = ?", (session,))
+
+    def rest(self, session: SessionId) -> None:
+        """The port of a path is not used by others for a while, though the path goes on at another."""
+        until = self._wall_s() + QUARANTINE_S
+        self._database.execute(
+            "INSERT OR REPLACE INTO resting SELECT port, ?, session FROM paths WHERE session = ? AND port > 0",
+            (until, session),
+        )
+
+    def entries(self) -> Iterator[Entry]:
+        """Every path; a row that cannot be read is left out, its session is opened anew by the Hub."""
+        for port, text in self._database.execute("SELECT port, target FROM paths ORDER BY session").fetchall():
+            try:
+                yield Entry(from_data(json.loads(text)), port)
+            except ValueError:
+                continue
+
+    def is_free(self, port: int, session: SessionId) -> bool:
+        """Whether a session may have a port: nobody else has it, or has had it a short while ago."""
+        self._database.execute("DELETE FROM resting WHERE until <= ?", (self._wall_s(),))
+        for table in ("resting", "paths"):
+            query = f"SELECT 1 FROM {table} WHERE port = ? AND session <> ?"  # noqa: S608 - the names are ours
+            if self._database.execute(query, (port, session)).fetchone():
+                return False
+        return True
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

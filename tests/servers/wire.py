@@ -1,0 +1,112 @@
+"""A TCP connection that can be bad: a proxy on 127.0.0.1 that cuts, stalls, refuses, delays, or stops after N bytes."""
+
+import asyncio
+import contextlib
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
+
+
+class Wire:
+    """
+    Between a client and a port.
+
+    Attributes:
+        port: Where to connect instead.
+        delay_s: How much later every byte arrives, in each direction; half the round trip that it adds.
+        limit: A connection is cut after so many bytes from the far side; `None` for never.
+        connects: How many connections were made.
+    """
+
+    def __init__(self, target: int, delay_s: float = 0.0, limit: int | None = None) -> None:
+        self.target, self.delay_s, self.limit = target, delay_s, limit
+        self.port = self.connects = 0
+        self._refusing = False
+        self._moving = asyncio.Event()
+        self._moving.set()
+        self._writers: set[StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def cut(self) -> None:
+        """Reset every connection, and each new one."""
+        self._refusing = True
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def stall(self) -> None:
+        """No byte moves any more; connections stay, new ones are accepted."""
+        self._moving.clear()
+
+    def heal(self) -> None:
+        """New connections work again; stalled ones go on."""
+        self._refusing = False
+        self._moving.set()
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator["Wire"]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self.connects += 1
+        if self._refusing:
+            writer.transport.abort()
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        both = {writer, far_writer}
+        self._writers |= both
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await asyncio.gather(self._move(reader, far_writer, None), self._move(far_reader, writer, self.limit))
+        except OSError:
+            pass
+        finally:
+            for each in both:
+                each.transport.abort()
+            self._writers -= both
+            self._tasks.discard(task)
+
+    async def _move(self, reader: StreamReader, writer: StreamWriter, left: int | None) -> None:
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1000)
+        sending = asyncio.create_task(self._send(pieces, writer, left))
+        try:
+            clock = asyncio.get_running_loop().time
+            while piece := await reader.read(65_536):
+                await self._moving.wait()
+                await pieces.put((clock() + self.delay_s, piece))
+            await pieces.put((clock() + self.delay_s, b""))
+            await sending
+        finally:
+            sending.cancel()
+
+    async def _send(self, pieces: "asyncio.Queue[tuple[float, bytes]]", writer: StreamWriter, left: int | None) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            due, piece = await pieces.get()
+            if (wait := due - clock()) > 0:
+                await asyncio.sleep(wait)
+            await self._moving.wait()
+            if not piece:
+                writer.write_eof()
+                return
+            if left is not None:
+                piece, left = piece[:left], left - len(piece)
+            writer.write(piece)
+            await writer.drain()
+            if left is not None and left <= 0:
+                writer.close()
+                raise ConnectionResetError("enough")
