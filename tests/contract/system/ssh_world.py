@@ -14,6 +14,7 @@ from moorage.adapters.ssh.options import SlurmConfig, SshHostConfig
 from moorage.adapters.ssh.slurm import SlurmSystem
 from moorage.core.model import Instant, SystemName
 from moorage.core.timeouts import Timeouts
+from moorage.ports.plans import Plans
 from moorage.simulator.servers.ssh import Account, NodeConfig, Running, Timing, serve
 
 TIMEOUTS = Timeouts(connect_s=5, call_s=10, submit_s=10)
@@ -59,10 +60,12 @@ def simulated(config: NodeConfig | None = None, **more: Any) -> Iterator[tuple[R
 
 
 @contextlib.asynccontextmanager
-async def slurm(login: Login, timeouts: Timeouts = TIMEOUTS, **options: Any) -> AsyncIterator[SlurmSystem]:
+async def slurm(
+    login: Login, timeouts: Timeouts = TIMEOUTS, plans: Plans | None = None, **options: Any
+) -> AsyncIterator[SlurmSystem]:
     """The adapter, closed afterwards."""
     config = SlurmConfig(**login.options(**options))
-    system = SlurmSystem(SystemName("cluster"), config, WallClock(), PlansOfSleepers(), timeouts)
+    system = SlurmSystem(SystemName("cluster"), config, WallClock(), plans or PlansOfSleepers(), timeouts)
     try:
         yield system
     finally:

@@ -30,37 +30,14 @@ TAG = Tag("m0000demoabcdefghijklmnopqrstuvwxyz0001")
 US, RS = "\x1f", "\x1e"
 
 # squeue(1), "JOB STATE CODES", all versions from 20.11 to 24.11.
-STATES = [
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "COMPLETING",
-    "CONFIGURING",
-    "DEADLINE",
-    "EXPEDITING",
-    "FAILED",
-    "LAUNCH_FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PENDING",
-    "POWER_UP_NODE",
-    "PREEMPTED",
-    "RECONFIG_FAIL",
-    "REQUEUED",
-    "REQUEUE_FED",
-    "REQUEUE_HOLD",
-    "RESIZING",
-    "RESV_DEL_HOLD",
-    "REVOKED",
-    "RUNNING",
-    "SIGNALING",
-    "SPECIAL_EXIT",
-    "STAGE_OUT",
-    "STOPPED",
-    "SUSPENDED",
-    "TIMEOUT",
-    "UPDATE_DB",
-]
+STATES = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "CONFIGURING"),
+    *("DEADLINE", "EXPEDITING", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PENDING", "POWER_UP_NODE", "PREEMPTED", "RECONFIG_FAIL"),
+    *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "RESV_DEL_HOLD"),
+    *("REVOKED", "RUNNING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT"),
+    *("STOPPED", "SUSPENDED", "TIMEOUT", "UPDATE_DB"),
+)
 
 
 def row(*fields: str) -> str:

@@ -206,6 +206,8 @@ class Cluster:
         now = self._now()
         for rule in rules:
             for job in self._batch.jobs():
+                if rule.do == "requeue" and not job.request.requeue:
+                    continue
                 old = job.state is State.RUNNING and now - (job.start_at or now) >= rule.delay_s * 1000
                 if (
                     old
@@ -236,7 +238,7 @@ class Cluster:
                     self._start(change)
                 elif change.after.is_final:
                     self._end(change.job, change.run)
-            elif not (change.signal == signal.SIGTERM and _deaf(self.faults)):
+            elif not _is_withheld(self.faults, change.signal):
                 self._signal(change.job, change.run, change.signal)
 
     def _start(self, change: Moved) -> None:
@@ -310,8 +312,10 @@ class Cluster:
 _MEDDLING = ("requeue", "node-fail", "freeze")
 
 
-def _deaf(faults: Faults) -> bool:
-    return any(rule.do == "deaf" for rule in faults.in_force("cluster"))
+def _is_withheld(faults: Faults, number: int) -> bool:
+    """Whether a fault keeps a signal from arriving: SIGTERM, or any from a job that takes for ever to complete."""
+    verdicts = {rule.do for rule in faults.in_force("cluster")}
+    return "complete" in verdicts or ("deaf" in verdicts and number == signal.SIGTERM)
 
 
 def _batch(config: NodeConfig) -> BatchSystem:

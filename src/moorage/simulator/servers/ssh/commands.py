@@ -675,6 +675,8 @@ def _change_job(cluster: Cluster, called: Called, verb: str, operand: str) -> Pr
         job = batch.job(number)
         if job is None or job.request.owner != called.account.name:
             return False
+        if verb == "requeue" and not job.request.requeue:
+            raise _Failed(f"Requested operation is presently disabled for job {operand}")
         return {"hold": batch.hold, "release": batch.release, "requeue": batch.requeue}[verb](number, now)
 
     if not cluster.call(do):

@@ -134,8 +134,9 @@ catalogue: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """
 The rows of the table of faults that a login node can show; the first variant is the default.
 
-F-S1 (a queue for days) is a full cluster, F-S3 (preemption) is a partition with `preempt`, F-S9 (ids used again) and F-S14 (arrays) are for parsers; F-T9 is `Running`
-restarted, F-T10 to F-T16 except F-T12 happen on the other side.
+F-S1 (a queue for days) is a full cluster, F-S3 (preemption) is a partition with `preempt`, F-S9 (ids used again) and
+F-S14 (arrays) are for parsers; F-T9 is a server that ends and begins again, F-T10 to F-T16 except F-T12 happen on the
+other side.
 """
 
 
