@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jupyterhub.handlers.base import BaseHandler
-from tornado.httputil import HTTPServerRequest
+from jupyterhub.user import User
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from moorage.core.model import Desired, Ended, Session, Stopping
 
@@ -56,16 +57,27 @@ def _alive(session: Session) -> bool:
 async def _attach(port: HubPort, user: Any, session: Session) -> None:
     name = session.spec.key.name
     log.info("session %s: attaching it to the server %r of %s", session.id, name, user.name)
-    handler = _handler(port.app)
-    spawner = user.get_or_create_spawner(name, replace_failed=True)
+    spawner = _spawner(user, name)
     if spawner._spawn_future is not None and spawner._spawn_future.done():
         spawner._spawn_future = None
-    display_name = spawner.orm_spawner.display_name if hasattr(spawner.orm_spawner, "display_name") else name
     try:
-        await handler.spawn_single_user(user, name, display_name or name, options=None)
+        start = _handler(port.app).spawn_single_user
+        named = {"display_name": spawner.orm_spawner.display_name or name} if _HUB_6 else {}
+        await start(user, name, options=None, **named)
     except Exception as error:  # noqa: BLE001 (told below)
         # The Hub raises what it likes here (429 while many start, a failed start): the next look tries again.
         log.warning("session %s: not attached: %s", session.id, error)
+
+
+_HUB_6 = hasattr(User, "get_or_create_spawner")
+"""Servers have display names since JupyterHub 6."""
+
+
+def _spawner(user: Any, name: str) -> Any:
+    if not _HUB_6:
+        return user.get_spawner(name, replace_failed=True)
+    known = user.orm_user.orm_spawners.get(name)
+    return user.get_or_create_spawner(name, (known and known.display_name) or name, replace_failed=True)
 
 
 class _Nobody:
@@ -79,5 +91,7 @@ class _Nobody:
 
 def _handler(app: Any) -> Any:
     """What the Hub's start of a server needs: its method lives on request handlers and nowhere else."""
-    request = HTTPServerRequest(method="POST", uri=app.hub.base_url, connection=_Nobody())  # type: ignore[arg-type]
+    line = RequestStartLine("POST", app.hub.base_url, "HTTP/1.1")
+    headers = HTTPHeaders({"Host": "localhost"})
+    request = HTTPServerRequest(start_line=line, headers=headers, connection=_Nobody())  # type: ignore[arg-type]
     return BaseHandler(app.tornado_application, request)

@@ -1,9 +1,9 @@
 """
 moorage inside a JupyterHub: `c.JupyterHub.spawner_class = "moorage"` and one line that names the configuration suffice.
 
-The Hub offers no hook to a spawner when it starts. It does import the spawner's module first thing, inside its running
-event loop, so that import begins a task which does the rest as soon as the Hub's web application is there: pages,
-warnings about settings, and the service itself.
+The Hub offers no hook to a spawner when it starts. It does ask for the spawner's class when it reads its configuration,
+inside its running event loop (see `__init__.py`). That begins a task which does the rest as soon as the Hub's web
+application is there: pages, warnings about settings, and the service itself.
 """
 
 import asyncio

@@ -87,7 +87,7 @@ class Registry:
     def withdraw(self, problem: str = "") -> None:
         """There is none (any more); `problem` is told to users who try to start something."""
         self.service, self.problem = None, problem
-        self._arrived.clear()
+        self._arrived = asyncio.Event()  # a new one: an event belongs to the loop in which it was first waited for
 
     async def wait(self) -> Service:
         """The service as soon as there is one."""

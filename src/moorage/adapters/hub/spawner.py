@@ -8,8 +8,9 @@ The Hub ends a start for reasons of its own that must not end a session. They ar
 1. Somebody deletes the server: the Hub cancels `start()`, or calls `stop()` on a running one. The session is stopped.
 2. The user has waited `start_timeout`: `start()` notices that itself a moment before the Hub would, raises, and
    remembers that it let go of the session. The `stop()` by which the Hub cleans up then changes nothing.
-3. The lab does not answer the Hub within `http_timeout`, or the proxy takes no route: the Hub calls `stop()` with its
-   flag for that wait still up. Silence is not death, so the session is let go, too.
+3. The lab does not answer the Hub within `http_timeout`, at its start or after a restart of the Hub, or the proxy takes
+   no route: the Hub calls `stop()` with its flag for that wait still up, or that long after it asked for the address.
+   Silence is not death, so the session is let go, too.
 
 A session that was let go is taken up again by `attaching.py` as soon as it is ready, or when its user starts it again.
 """
@@ -70,6 +71,7 @@ class MoorageSpawner(Spawner):
     api_token: str
 
     _let_go: bool = False
+    _resumed_at: float | None = None
     _asked: "asyncio.Task[SessionId] | None" = None
     _seen: ClassVar[dict[str, float]] = {}
 
@@ -168,7 +170,7 @@ class MoorageSpawner(Spawner):
         """
         if self._let_go:
             return
-        if getattr(self, "_waiting_for_response", False) or getattr(self, "_proxy_pending", False):
+        if self._hub_gave_up():
             self.log.warning("%s: no answer from the lab in time; the session goes on", self._log_name)
             self._release()
             return
@@ -184,6 +186,17 @@ class MoorageSpawner(Spawner):
             await asyncio.wait_for(self._until_ended(service, session), 0 if now else self.stop_wait_s)
         except TimeoutError:
             self.log.info("%s: session %s is still being cleaned up", self._log_name, session)
+
+    def _hub_gave_up(self) -> bool:
+        """Whether the Hub stops because it had no answer, and not because somebody wants the end."""
+        if getattr(self, "_waiting_for_response", False) or getattr(self, "_proxy_pending", False):
+            return True
+        return self._resumed_at is not None and time.monotonic() - self._resumed_at >= 0.9 * self.http_timeout
+
+    def start_polling(self) -> None:
+        """Called by the Hub when it has seen the lab answer after a restart."""
+        self._resumed_at = None
+        super().start_polling()
 
     async def poll(self) -> int | None:
         """
@@ -215,6 +228,7 @@ class MoorageSpawner(Spawner):
                 return fallback
             await self._use_token_of_the_job(service)
             await self.remember_token()
+            self._resumed_at = time.monotonic()
             self.orm_spawner.state = self.get_state()
             self.db.commit()
             return _address(session) + str(self.server.base_url if self.server else "/")

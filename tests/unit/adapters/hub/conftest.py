@@ -61,7 +61,7 @@ async def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     from jupyterhub.proxy import Proxy
     from traitlets.config import Config
 
-    from moorage.adapters.hub.embedding import _tasks, embed
+    from moorage.adapters.hub.embedding import _tasks
 
     class NoProxy(Proxy):
         """Routes in a dictionary."""
@@ -79,6 +79,7 @@ async def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             return dict(self.routes)
 
     monkeypatch.chdir(tmp_path)
+    lab = await stubworld.start_lab()
     hubs: list[Hub] = []
 
     async def start(**settings: Any) -> Hub:
@@ -110,8 +111,8 @@ async def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         for name, value in settings.items():
             owner, _, trait = name.partition("__")
             config[owner][trait] = value
-        app = JupyterHub.instance(config=config)
-        embed()
+        app = JupyterHub.instance()
+        app.update_config(config)
         await app.initialize([])
         await app.start()
         token = {"Authorization": f"token {'t' * 32}"}
@@ -124,6 +125,7 @@ async def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     for hub in hubs:
         await stop_hub(hub)
     await asyncio.gather(*_tasks, return_exceptions=True)
+    await lab.cleanup()
     stubworld.worlds.clear()
     stubworld.lab_answers["status"] = 200
     JupyterHub.clear_instance()
@@ -138,6 +140,8 @@ def _service() -> Any:
 
 async def stop_hub(hub: Hub, harsh: bool = False) -> None:
     """End the Hub: as on SIGTERM, or `harsh` as if it were killed, with no word to the database."""
+    from jupyterhub.httpclient import JupyterHubHTTPClient
+
     from moorage.adapters.hub.embedding import _tasks
 
     if hub.client.closed:
@@ -156,6 +160,8 @@ async def stop_hub(hub: Hub, harsh: bool = False) -> None:
                 spawner._spawn_future.cancel()
     if not harsh:
         await hub.app.cleanup()
+    elif JupyterHubHTTPClient.initialized():
+        await JupyterHubHTTPClient.instance().close()
     hub.app.http_server.stop()
     await hub.app.http_server.close_all_connections()
     hub.app.db.close()

@@ -4,7 +4,6 @@ dictionary; one HTTP server in place of all labs.
 """
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -59,7 +58,13 @@ from moorage.runner import Ports, Runner
 from moorage.simulator.site import endpoint_report
 
 QUICK = Timeouts().override(
-    {"status_first_s": 0.02, "status_starting_s": 0.05, "status_queued_s": 0.1, "confirm_s": 0.1, "backoff_base_s": 0.05}
+    {
+        "status_first_s": 0.02,
+        "status_starting_s": 0.05,
+        "status_queued_s": 0.1,
+        "confirm_s": 0.1,
+        "backoff_base_s": 0.05,
+    }
 )
 
 
@@ -109,8 +114,12 @@ class StubSystem:
         return {handle.job: self.jobs[handle.job].said for handle in jobs if handle.job in self.jobs}
 
     async def cancel(self, job: Handle) -> Observation:
-        self.jobs[job.job].said = Gone(EndReason.CANCELLED)
-        return self.jobs[job.job].said
+        return self.end(job.job)
+
+    def end(self, job: JobId) -> Observation:
+        """The job is over, whoever ended it."""
+        self.jobs[job].said = Gone(EndReason.CANCELLED)
+        return self.jobs[job].said
 
     async def read(self, job: Handle, name: str, limit: int = 65_536) -> bytes | None:
         found = self.jobs[job.job]
@@ -138,13 +147,16 @@ class StubTunnels:
     """Every path leads to the one server that stands for all labs."""
 
     address: str
-    paths: dict[SessionId, Route] = field(factory=dict)
+    system: StubSystem
+    paths: dict[SessionId, tuple[JobId, Route]] = field(factory=dict)
 
     async def open(self, spec: SessionSpec, attempt: int, job: JobId, endpoint: Endpoint) -> Route:
-        return self.paths.setdefault(spec.id, Route(self.address))
+        self.paths[spec.id] = (job, Route(self.address))
+        return self.paths[spec.id][1]
 
     async def probe(self, session: SessionId) -> ProbeResult:
-        return ProbeResult(session in self.paths)
+        job = self.paths[session][0] if session in self.paths else None
+        return ProbeResult(job in self.system.jobs and isinstance(self.system.jobs[job].said, Alive))
 
     async def close(self, session: SessionId) -> None:
         self.paths.pop(session, None)
@@ -166,6 +178,7 @@ class StubWorld:
 
 worlds: list[StubWorld] = []
 """The worlds composed in this process, the newest last."""
+labs: list[str] = []
 lab_answers = {"status": 200}
 
 
@@ -176,17 +189,14 @@ async def compose(config_file: Path, hub: Hub) -> AsyncIterator[Service]:
     vault = LocalVault(directory / "vault")
     store = await SqlStore.open(directory / "moorage.sqlite")
     clock = LocalClock(await store.newest())
-    lab = await _lab()
-    port = lab.addresses[0][1]
-    system, tunnels = StubSystem(vault), StubTunnels(f"http://127.0.0.1:{port}")
+    system = StubSystem(vault)
+    tunnels = StubTunnels(labs[-1], system)
     entry = SystemEntry(system, QUICK)
     ports = Ports(
         store, LocalWakeups(clock), clock, SystemChoices(), hub, tunnels, vault, vault, {SystemName("alpha"): entry}
     )
     runner = Runner(ports, Limits(), "test")
-    service = Service(
-        "hub", runner, vault, store, lambda user: choices(CATALOG, user, clock.now()), clock, directory
-    )
+    service = Service("hub", runner, vault, store, lambda user: choices(CATALOG, user, clock.now()), clock, directory)
     if worlds:  # the world outlives the Hub
         system.jobs, tunnels.paths = worlds[-1].system.jobs, worlds[-1].tunnels.paths
     try:
@@ -196,10 +206,11 @@ async def compose(config_file: Path, hub: Hub) -> AsyncIterator[Service]:
     finally:
         await store.close()
         vault.close()
-        await lab.cleanup()
 
 
-async def _lab() -> web.AppRunner:
+async def start_lab() -> web.AppRunner:
+    """The server that stands for all labs; it outlives Hubs."""
+
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=lab_answers["status"], text=f"lab of {request.path}")
 
@@ -207,7 +218,8 @@ async def _lab() -> web.AppRunner:
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", int(os.environ.get("STUB_LAB_PORT", "0"))).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    labs.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
     return runner
 
 

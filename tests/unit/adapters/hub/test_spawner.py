@@ -9,7 +9,8 @@ import pytest
 from conftest import Hub, Start, stop_hub  # type: ignore[import-not-found]
 from stubworld import lab_answers, until, worlds  # type: ignore[import-not-found]
 
-from moorage.core.model import Ended, Left, Owner, Queued, Ready, Session, SessionId, SessionKey
+from moorage.core.events import PathDoubted
+from moorage.core.model import Ended, JobId, Left, Owner, Queued, Ready, Session, SessionId, SessionKey
 
 
 async def started(hub: Hub, user: str = "alice", server: str = "", **options: Any) -> int:
@@ -21,7 +22,7 @@ async def started(hub: Hub, user: str = "alice", server: str = "", **options: An
 async def queued(hub: Hub, server: str = "", **options: Any) -> Session:
     """A session in the queue, and the Hub waiting for it."""
     hub.world.system.queueing = True
-    hub.app.tornado_settings["slow_spawn_timeout"] = 0
+    hub.app.tornado_application.settings["slow_spawn_timeout"] = 0
     assert await started(hub, server=server, **options) == 202
     await until(lambda: any(isinstance(session.state, Queued) for session in hub.live()))
     (session,) = [session for session in hub.live() if isinstance(session.state, Queued)]
@@ -98,7 +99,7 @@ async def test_a_lab_that_does_not_answer_the_hub_is_not_stopped(start_hub: Star
     """The Hub's own check fails after http_timeout; silence is not death."""
     hub = await start_hub()
     lab_answers["status"] = 503
-    hub.app.tornado_settings["slow_spawn_timeout"] = 0
+    hub.app.tornado_application.settings["slow_spawn_timeout"] = 0
     await started(hub)
     await until(lambda: hub.live() and hub.spawner("alice")._let_go)
     lab_answers["status"] = 200
@@ -133,7 +134,7 @@ async def test_failed_starts_do_not_make_the_hub_exit(start_hub: Start) -> None:
     for _ in range(7):
         status, answer = await hub.api("POST", "users/alice/server")
         assert (status, "no such project" in answer["message"]) == (424, True)
-    assert hub.app.tornado_settings["failure_count"] == 0
+    assert hub.app.tornado_application.settings["failure_count"] == 0
 
 
 @pytest.mark.parametrize(
@@ -212,10 +213,12 @@ async def test_poll_asks_nobody_and_never_raises(start_hub: Start, monkeypatch: 
     async def broken(_session: object) -> object:
         raise RuntimeError("a bug")
 
-    asked: list[object] = []
-    monkeypatch.setattr(hub.world.system, "observe", lambda jobs: asked.append(jobs))
+    def asked(*_args: object) -> None:
+        raise AssertionError("a remote call")
+
+    for verb in ("observe", "find", "read", "cancel"):
+        monkeypatch.setattr(type(hub.world.system), verb, asked)
     assert await spawner.poll() is None
-    assert asked == []
     monkeypatch.setattr(hub.world.service.sessions, "get", broken)
     assert await spawner.poll() is None
 
@@ -224,11 +227,11 @@ async def test_a_job_that_ends_by_itself_is_noticed_at_once(start_hub: Start) ->
     """The Hub polls every 30 s; moorage tells it."""
     hub = await start_hub()
     await started(hub)
-    (job,) = hub.world.system.jobs
-    hub.world.tunnels.paths.clear()
-    await hub.world.system.cancel(type("H", (), {"job": job})())
+    (session,) = hub.live()
+    hub.world.system.end(session.state.job.id)
+    hub.world.runner.post(session.id, PathDoubted("the stream was cut"))
     await until(lambda: not hub.spawner("alice").ready)
-    assert await hub.spawner("alice").poll() != 0
+    assert isinstance(await state_of(hub, session.id), Ended)
 
 
 async def test_a_stop_that_the_system_delays_returns_and_goes_on(
@@ -251,12 +254,11 @@ async def test_a_stop_that_the_system_delays_returns_and_goes_on(
         session = (await hub.world.service.sessions.get(first)).session
         assert not isinstance(session.state, Ended)
         assert any(left.kind is Left.JOB for left in session.residue)
-        hub.app.tornado_settings["slow_spawn_timeout"] = 0
+        hub.app.tornado_application.settings["slow_spawn_timeout"] = 0
         assert await started(hub) == 202
         await asyncio.sleep(0.2)
         assert system.submitted == 1
-    for job in system.jobs.values():
-        job.said = await system.cancel(type("H", (), {"job": next(iter(system.jobs))})())
+    system.end(JobId("job-1"))
     await until(lambda: hub.spawner("alice").ready, 15)
     assert system.submitted == 2
 
