@@ -155,13 +155,13 @@ def listening_addresses(port: int) -> set[str]:
 
 
 @pytest.mark.parametrize("says", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"moorage/1 ok lab=serving " + b"0" * 64 + b"\n"])
-async def test_somebody_elses_listener_gets_no_byte_of_a_user(
-    place: Place, tunnels: InProcessRelay, says: bytes
-) -> None:
+async def test_somebody_elses_listener_gets_no_byte_of_a_user(place: Place, says: bytes) -> None:
     """The job's port was taken over: not ready, and the request that came in never leaves the relay."""
     heard: list[bytes] = []
+    visits: list[asyncio.Task[None] | None] = []
 
     async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visits.append(asyncio.current_task())
         with contextlib.suppress(ConnectionError):
             heard.append(await reader.readline())
             writer.write(says)
@@ -173,11 +173,15 @@ async def test_somebody_elses_listener_gets_no_byte_of_a_user(
     spec = place.spec()
     job = await place.job(spec)
     async with server:
-        route = await tunnels.open(spec, 1, JOB, attrs.evolve(endpoint_of(job), port=port))
-        result = await tunnels.probe(spec.id)
-        with pytest.raises(aiohttp.ClientError):
-            await get(route.address, "/secret-path")
-    assert (result.good, (await tunnels.list())[spec.id].lost) == (False, True)
+        async with relay(place) as tunnels:
+            route = await tunnels.open(spec, 1, JOB, attrs.evolve(endpoint_of(job), port=port))
+            result = await tunnels.probe(spec.id)
+            with pytest.raises(aiohttp.ClientError):
+                await get(route.address, "/secret-path")
+            assert (result.good, (await tunnels.list())[spec.id].lost) == (False, True)
+        await asyncio.sleep(0.05)
+        await asyncio.gather(*(visit for visit in visits if visit))
+    assert heard
     assert "secret-path" not in repr(heard)
     assert job.key.reveal() not in repr(heard)
 
