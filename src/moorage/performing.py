@@ -226,7 +226,7 @@ class Performing:
         places = lane.breaker.places(now)
         if places == 0:
             return Gate(Why.BREAKER, f"{name} does not take jobs at the moment; it is tried again by itself")
-        return Gate(places=places, retries=None if self.budgets[name].allows_retry(now) else 0)
+        return Gate(places=places, retries=self.budgets[name].retries_left(now))
 
     def admitted(self, session: Session, now: Instant) -> None:
         """A place was given: its submit counts from now on."""

@@ -51,11 +51,15 @@ class RetryBudget:
     first_tries: Sequence[Instant] = ()
     retries: Sequence[Instant] = ()
 
-    def allows_retry(self, now: Instant) -> bool:
-        """Whether one more retry fits into this minute."""
+    def retries_left(self, now: Instant) -> int:
+        """How many more retries fit into this minute."""
         first = sum(1 for at in self.first_tries if at > now - RETRY_WINDOW_MS)
         again = sum(1 for at in self.retries if at > now - RETRY_WINDOW_MS)
-        return again < max(RETRY_FLOOR, first // RETRY_SHARE)
+        return max(0, max(RETRY_FLOOR, first // RETRY_SHARE) - again)
+
+    def allows_retry(self, now: Instant) -> bool:
+        """Whether one more retry fits into this minute."""
+        return self.retries_left(now) > 0
 
     def spent(self, now: Instant, *, retry: bool) -> "RetryBudget":
         """The budget after one more call; what is older than the window is forgotten."""
