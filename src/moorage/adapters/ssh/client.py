@@ -10,6 +10,7 @@ Source: paramiko 3.5 to 5.1; reference of measurements: a socket of our own with
 
 import asyncio
 import contextlib
+import logging
 import random
 import socket
 import stat
@@ -43,6 +44,10 @@ IDLE_S = 300.0
 """A connection that nobody used for so long is closed with the next call of anybody."""
 
 Result = TypeVar("Result")
+
+# paramiko logs with tracebacks what we raise as errors of the port.
+_QUIET = logging.getLogger("moorage.adapters.ssh.paramiko")
+_QUIET.setLevel(logging.CRITICAL)
 
 
 @frozen
@@ -371,6 +376,7 @@ def _transport(login: Login, sock: Any, host: str, user: str, call: Call) -> Any
         sock.close()
         raise
     call.holds(transport.close)
+    transport.set_log_channel(_QUIET.name)
     transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = seconds
     try:
         algorithms = _algorithms(pinned, transport.get_security_options().key_types)

@@ -1,6 +1,7 @@
 """One connection to the simulated login node: login, channels, commands, forwards."""
 
 import contextlib
+import logging
 import os
 import shlex
 import socket
@@ -31,6 +32,10 @@ from .cluster import Cluster
 from .config import Account, NodeConfig
 from .faults import Faults, Rule
 from .files import Files
+
+# paramiko logs every connection that ends early with a traceback; here they are ordinary.
+_QUIET = logging.getLogger("moorage.simulator.ssh")
+_QUIET.setLevel(logging.CRITICAL)
 
 _PIECE = 65_536
 _FORWARDS = ("direct-tcpip", "direct-streamlocal@openssh.com")
@@ -170,7 +175,13 @@ class Server(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no
         except (OSError, EOFError, paramiko.SSHException):
             pass  # the client has gone
         finally:
-            channel.close()
+            close_quietly(channel)
+
+
+def close_quietly(channel: Any) -> None:
+    """Close a channel whose connection may have gone."""
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        channel.close()
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
@@ -178,6 +189,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     def __init__(self, sock: Any, node: Node) -> None:
         super().__init__(sock)
+        self.set_log_channel(_QUIET.name)
         self.node = node
         self._soon: list[Callable[[], None]] = []
         # What a request starts begins after its answer was sent, or its output would come first.
@@ -238,7 +250,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
                 back.start()
                 _pump_there(channel, sock)
                 back.join()
-            channel.close()
+            close_quietly(channel)
 
     def _accept(self, chanid: int, window: int, packet: int) -> Any:
         """The same that paramiko does for a channel it accepts. Source: paramiko 5.1, `_parse_channel_open`."""
@@ -302,7 +314,7 @@ def _pump_back(sock: socket.socket, channel: Any) -> None:
             channel.sendall(data)
         channel.shutdown_write()
     except (OSError, EOFError, paramiko.SSHException):
-        channel.close()
+        close_quietly(channel)
 
 
 # Commands ----------------------------------------------------------------------------------------------------
