@@ -362,22 +362,30 @@ class Observing:
         clock, timeouts = self.ports.clock, observer.entry.timeouts
         await clock.sleep_until(Instant(clock.now() + int(timeouts.lookup_s * 1000)))
         while True:
+            complete: dict[str, Instant] = {}
             for owner in _one_per_account(observer):
                 began = clock.now()
                 if await self._sweep_account(observer, owner):
-                    self._swept(observer, owner, began)
+                    complete[observer.entry.system.account(owner)] = began
+            self._swept(observer, complete)
             await clock.sleep_until(Instant(clock.now() + int(timeouts.sweep_s * 1000)))
 
-    def _swept(self, observer: Observer, owner: Owner, began: Instant) -> None:
-        """Who has no session and no stray needs no sweep any more, once one has begun late enough to see everything."""
+    def _swept(self, observer: Observer, complete: Mapping[str, Instant]) -> None:
+        """
+        Who has no session and no stray needs no sweep any more, once one has begun late enough to see everything.
+
+        Args:
+            complete: When the lookup on behalf of an account began that was answered.
+        """
         timeouts, account = observer.entry.timeouts, observer.entry.system.account
         late_ms = int(1000 * (timeouts.submit_s + timeouts.horizon_s))
         sessions = [known for known in map(self.look, observer.sessions) if known is not None]
         busy = {account(session.spec.key.owner) for session in sessions}
         busy |= {account(stray.handle.owner) for stray in observer.strays.values()}
-        for other, changed in list(observer.owners.items()):
-            if account(other) == account(owner) and account(other) not in busy and began - changed > late_ms:
-                del observer.owners[other]
+        for owner, changed in list(observer.owners.items()):
+            began = complete.get(account(owner))
+            if began is not None and account(owner) not in busy and began - changed > late_ms:
+                del observer.owners[owner]
 
     async def _sweep_account(self, observer: Observer, owner: Owner) -> bool:
         """Whether the system answered."""
