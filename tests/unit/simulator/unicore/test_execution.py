@@ -140,6 +140,12 @@ async def test_output_that_cannot_be_opened_is_a_job_that_did_not_complete(runni
     assert job.message.startswith("Failed: Job did not complete normally on BSS")
 
 
+async def test_a_script_that_cannot_be_started_on_the_login_node_fails(running: Running) -> None:
+    job = _submit(running, Executable="true", Stdout="no/such/directory", **{"Job type": "interactive"})
+    await _until(lambda: job.done)
+    assert job.message.startswith("Processing failed: ")
+
+
 async def test_jobs_wait_for_nodes_in_order() -> None:
     config = evolve(FAST, execute="virtual", partitions=(Partition(nodes=2, resources={"Nodes": "1-2"}),))
     async with serve(config, decide=lambda work: Outcome(0.2 if work.nodes == 2 else 0.0)) as running:

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import aiohttp
@@ -28,6 +29,7 @@ anonymous_dn = "CN=ANONYMOUS,O=UNKNOWN,OU=UNKNOWN"
 Operation = Literal["read", "write", "modify"]
 
 
+@lru_cache(maxsize=4096)
 def compact(dn: str) -> str:
     """A distinguished name in RFC 2253 form without blanks between its parts."""
     return ",".join(part.strip() for part in dn.split(","))

@@ -57,13 +57,15 @@ def page(call: Call, name: str, resources: Iterable[Resource | Job], default_num
     offset, num = call.integer("offset", 0), call.integer("num", default_num)
     if offset < 0 or num < 0:
         raise Failure(500, "java.lang.IllegalArgumentException: offset and num must be positive.")
-    tags = split_words(call.query.get("tags"))
+    tags = set(split_words(call.query.get("tags")))
     if any(rule.do == "list" and rule.variant == "ignore-tags" for rule in call.rules):
-        tags = []
+        tags = set()
+    caller, own = call.caller, compact(call.caller.dn) if call.caller.role != "banned" else None
     ids = [
         resource.id
         for resource in resources
-        if all(tag in resource.tags for tag in tags) and may(call.caller, "read", resource.owner, resource.acl)
+        if (not tags or tags.issubset(resource.tags))
+        and (resource.owner == own or may(caller, "read", resource.owner, resource.acl))
     ]
     url = f"{call.base}/{name}"
     return json_answer(documents.collection(name, url, ids, url, offset, num), as_html=call.html)

@@ -83,6 +83,7 @@ class BatchSystem:
         self._free: dict[str, list[str]] = {
             p.name: [f"{p.name[:1]}{number:04d}" for number in range(p.nodes, 0, -1)] for p in partitions
         }
+        self._sizes = {name: len(nodes) for name, nodes in self._free.items()}
         self._live: dict[str, Entry] = {}
         self._ended: OrderedDict[str, Entry] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
@@ -94,7 +95,7 @@ class BatchSystem:
             await self._clock.sleep(self._timing.submit_s)
             if self.refuse_with is not None:
                 raise RuntimeError(self.refuse_with)
-            if work.nodes > self._size(work.partition):
+            if work.nodes > self._sizes[work.partition]:
                 raise RuntimeError(
                     "sbatch: error: Batch job submission failed: Requested node configuration is not available"
                 )
@@ -127,10 +128,6 @@ class BatchSystem:
 
     async def close(self) -> None:
         await asyncio.gather(*(self.cancel(batch_id) for batch_id in list(self._live)))
-
-    def _size(self, partition: str) -> int:
-        running = (e for e in self._live.values() if e.work.partition == partition)
-        return len(self._free[partition]) + sum(len(e.nodes) for e in running)
 
     async def _wait_least(self, entry: Entry) -> None:
         await self._clock.sleep(self._timing.queue_s)

@@ -182,6 +182,9 @@ class Processor:
             await life
         except Failed as failure:
             await self._end(job, False, str(failure))
+        except (OSError, RuntimeError) as error:  # the directory is full or gone, the script cannot be started
+            text = f"Processing failed: eu.unicore.xnjs.ems.ExecutionException: {error}"
+            await self._end(job, False, f"{text} (Command execution on TSI reported an error)")
 
     async def _whole_life(self, job: Job) -> None:
         await self._clock.sleep(self._timing.directory_s)
