@@ -134,8 +134,12 @@ def moorage_file(layout: Layout, login: dict[str, str]) -> dict[str, Any]:
         },
         "services": _services(),
         "limits": {"per_user": 5},
-        "timeouts": {"status_starting": 1, "status_queued": 5},
+        "timeouts": {"status_starting": "1s", "status_queued": "5s"},
     }
+
+
+_LOOPBACK = {"gate": {"interface": "127.0.0.1", "host": "127.0.0.1"}, "destinations": ["127.0.0.1"]}
+"""Every simulated node is this machine, and nothing of it shall be reached from elsewhere."""
 
 
 def _batch(description: str, hours: int, nodes: int, **more: Any) -> dict[str, Any]:
@@ -174,7 +178,7 @@ def _unicore(layout: Layout, site: str) -> dict[str, Any]:
         },
         "partitions": partitions,
         "projects": {"physics": {"description": "Physics"}, "climate": {"description": "Climate research"}},
-        "gate": {"listen": "unix"},
+        **_LOOPBACK,
         **more,
     }
 
@@ -194,13 +198,14 @@ def _slurm(layout: Layout, login: dict[str, str]) -> dict[str, Any]:
         "tunnel": {"kind": "paramiko", "options": options},
         "partitions": {"batch": _batch("Compute nodes", 24, 2), "devel": _batch("Short sessions", 2, 1)},
         "projects": {"teaching": {"description": "Teaching"}, "research": {"description": "Research"}},
-        "gate": {"interface": "127.0.0.1", "host": "127.0.0.1"},
-        "destinations": ["127.0.0.1"],
+        **_LOOPBACK,
     }
 
 
 def _services() -> dict[str, Any]:
-    lab = [sys.executable, "-m", "jupyterhub.singleuser", "--ServerApp.sock={socket}", "--ServerApp.root_dir=~"]
+    # Jupyter asks whether somebody who is root means it; in a container one often is.
+    root = ["--allow-root"] if os.geteuid() == 0 else []
+    lab = [sys.executable, "-m", "jupyterhub.singleuser", "--ServerApp.sock={socket}", *root]
     common = {"kind": "jupyterlab", "command": lab}
     return {
         "jupyterlab-4": {

@@ -8,17 +8,22 @@ application is there: pages, warnings about settings, and the service itself.
 
 import asyncio
 import importlib
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, FileSystemLoader
 
+from moorage.config import ConfigError
+from moorage.ports.errors import PortError, StoreError
+
 from .attaching import keep_attached
 from .port import HubPort
 from .service import Compose, registry
 from .settings import warnings_about
 from .spawner import MoorageSpawner
+from .texts import LANGUAGES, Texts
 
 HERE = Path(__file__).parent
 _tasks: set["asyncio.Task[None]"] = set()
@@ -51,8 +56,10 @@ async def _serve(app: Any) -> None:
         app.log.warning("moorage: %s", warning)
     port = HubPort(app)
     install(app, port)
+    share_log(app)
     try:
-        compose = load(sample.compose)
+        # Importing adapters takes a while; the Hub answers meanwhile.
+        compose = await asyncio.to_thread(load, sample.compose)
         async with compose(Path(sample.config_file), port) as service:
             registry.provide(service)
             app.log.info("moorage is working (%s)", sample.config_file)
@@ -66,12 +73,13 @@ async def _serve(app: Any) -> None:
     except Exception as error:
         # Running servers stay as they are: without moorage every one of them counts as running.
         registry.withdraw(str(error))
-        app.log.critical("moorage cannot work: %s", error, exc_info=not getattr(error, "for_people", False))
+        told = isinstance(error, PortError | StoreError | ConfigError)
+        app.log.critical("moorage cannot work: %s", error, exc_info=not told)
 
 
 def install(app: Any, port: HubPort) -> None:
     """Add pages and templates to a Hub whose web application exists. The operator's own templates come before ours."""
-    from .pages import handlers
+    from .pages import handlers, names_for
 
     application = app.tornado_application
     application.settings["moorage"] = port
@@ -84,6 +92,17 @@ def install(app: Any, port: HubPort) -> None:
         before = [path for path in searched.searchpath if path != base]
         ours = FileSystemLoader([*before, str(HERE / "templates"), base])
         environment.loader = ChoiceLoader([fixed, ours])
+        # For pages that the Hub draws by itself; ours bring these in the language of the request.
+        environment.globals.update(names_for(Texts(LANGUAGES[0]), app.hub.base_url))
+
+
+def share_log(app: Any) -> None:
+    """What moorage logs goes where the Hub's log goes, at the Hub's level."""
+    ours = logging.getLogger("moorage")
+    for handler in app.log.handlers:
+        if handler not in ours.handlers:
+            ours.addHandler(handler)
+    ours.setLevel(app.log.level)
 
 
 def load(name: str) -> Compose:

@@ -82,20 +82,24 @@ class Ours:
     def service(self) -> Service:
         """The service, or the error page that says why there is none."""
         if registry.service is None:
-            raise web.HTTPError(503, f"moorage is not running: {registry.problem or 'it is starting'}")
+            raise web.HTTPError(503, self.texts("failed.service"))
         return registry.service
 
     @property
     def template_namespace(self) -> dict[str, Any]:
         namespace: dict[str, Any] = super().template_namespace  # the Hub's, next in line
-        texts = self.texts
-        return namespace | {
-            "t": texts,
-            "language": texts.language,
-            "languages": LANGUAGES,
-            "moorage_static": self.settings["hub"].base_url + "moorage/static/",
-            "moorage_texts": Markup(for_script(texts.all())),  # noqa: S704 (for_script leaves no "<")
-        }
+        return namespace | names_for(self.texts, self.settings["hub"].base_url)
+
+
+def names_for(texts: Texts, base_url: str) -> dict[str, Any]:
+    """What our templates know besides what the Hub's know."""
+    return {
+        "t": texts,
+        "language": texts.language,
+        "languages": LANGUAGES,
+        "moorage_static": base_url + "moorage/static/",
+        "moorage_texts": Markup(for_script(texts.all())),  # noqa: S704 (for_script leaves no "<")
+    }
 
 
 class Home(Ours, HomeHandler):

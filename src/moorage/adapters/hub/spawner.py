@@ -358,10 +358,11 @@ class MoorageSpawner(Spawner):
             await service.vault.keep(self.key(service), given)
 
     async def _wait_for_service(self, texts: Texts) -> Service:
+        """What is wrong is in the Hub's log, for its operators: it may name files."""
         try:
-            return await asyncio.wait_for(registry.wait(), 30)
+            return await asyncio.wait_for(registry.wait(), 0 if registry.problem else 30)
         except TimeoutError:
-            raise StartFailed(texts("failed.service", problem=registry.problem), reason="service") from None
+            raise StartFailed(texts("failed.service"), reason="service") from None
 
     # The session ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import pytest
@@ -66,7 +66,7 @@ async def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     class NoProxy(Proxy):
         """Routes in a dictionary."""
 
-        routes: dict[str, Any] = {}
+        routes: ClassVar[dict[str, Any]] = {}
         should_start = False
 
         async def add_route(self, routespec: str, target: str, data: Any) -> None:
