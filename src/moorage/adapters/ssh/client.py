@@ -288,6 +288,13 @@ def _channel(transport: Any, seconds: float) -> Any:
         return transport.open_session(timeout=seconds)
     except ChannelException as error:
         raise Overloaded(f"the login node opens no more sessions on this connection: {error}") from error
+    except SSHException as error:
+        # paramiko says it in no other way. Nothing moves on this connection, so it is not to be used again.
+        if "Timeout" in str(error):
+            raise TimeoutError from error
+        raise
+    except OSError as error:
+        raise EOFError from error
 
 
 def _read(channel: Any, limit: int, until: float) -> tuple[bytes, bytes]:
@@ -332,6 +339,13 @@ def _with_files(connection: Connection, work: Callable[[Any], Result], seconds: 
         call.holds(channel.close)
         call.begun = True
         return work(connection.files)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        # What the far side says about a file passes; the end of the connection is something else.
+        if connection.alive and not (connection.files and connection.files.get_channel().closed):
+            raise
+        raise EOFError from error
     finally:
         connection.lock.release()
 

@@ -66,6 +66,8 @@ class Node:
     counted: dict[str, int] = field(factory=dict)
     """How often things happened: connections, logins, refused logins, commands by name, forwards."""
     denied: Callable[[str], None] = field(default=lambda address: None)
+    connected: "set[Any]" = field(factory=set)
+    """Transports that are up."""
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def count(self, what: str) -> None:
@@ -86,6 +88,11 @@ class Node:
         with self._lock:
             self.threads.add(thread)
         thread.start()
+
+    def drop_connections(self) -> None:
+        """End every connection at once; the listener stays."""
+        for transport in list(self.connected):
+            transport.close()
 
     def account(self, name: str) -> Account | None:
         return next((each for each in self.config.everybody() if each.name == name), None)
@@ -536,15 +543,15 @@ class FaultySocket:
                         self._sock.send(data[: max(0, rule.after_bytes - self._sent)])
                         self._sock.shutdown(socket.SHUT_RDWR)
                     raise EOFError
-                self._stall()
+                self._stall(rule)
         count = self._sock.send(data)
         self._sent += count
         return count
 
-    def _stall(self) -> None:
+    def _stall(self, rule: Rule) -> None:
         """Neither a byte nor an end, until the server stops, the other side leaves or the rules are cleared."""
         while not self._node.stopping.wait(0.02):
-            if not any(rule.do == "stall" for rule in self._node.faults.in_force("stream")):
+            if not self._node.faults.holds(rule):
                 return
             if self._sock.fileno() < 0:
                 raise EOFError
@@ -570,6 +577,7 @@ def serve_connection(node: Node, sock: socket.socket, address: str, host_key: An
             sock.sendall(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n")
             return
         transport = server.transport = Transport(FaultySocket(sock, node), node)
+        node.connected.add(transport)
         transport.local_version = "SSH-2.0-OpenSSH_9.2p1_simulated"
         transport.add_server_key(_other_key() if "other-key" in faults else host_key)
         transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files, server.home, node.faults, largest)
@@ -588,6 +596,7 @@ def serve_connection(node: Node, sock: socket.socket, address: str, host_key: An
     finally:
         begun()
         if transport is not None:
+            node.connected.discard(transport)
             transport.close()
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)

@@ -233,6 +233,11 @@ class Faults:
                 if self._matches(rule, since, (place,)) and (rule.times is None or seen[1] < rule.times)
             )
 
+    def holds(self, rule: Rule) -> bool:
+        """Whether the rule is there and in its window, however often it fired."""
+        with self._lock:
+            return any(each is rule and self._matches(rule, since, rule.on) for each, since, _ in self._rules)
+
     def left(self, rule: Rule) -> int:
         """How often a rule may still fire."""
         with self._lock:
