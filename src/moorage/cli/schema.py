@@ -15,8 +15,9 @@ from moorage.cli.output import print_json
     metavar="DISTRIBUTION",
     help="Load the plugins of this distribution, too, so that its kinds are in the schema. May be repeated.",
 )
+@click.option("--part", is_flag=True, help="For the files of a folder, of which each holds some of the keys.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead.")
-def command(allow: tuple[str, ...], output: Path | None) -> int:
+def command(allow: tuple[str, ...], part: bool, output: Path | None) -> int:
     """
     Print the JSON Schema of moorage.yaml, for editors.
 
@@ -28,7 +29,7 @@ def command(allow: tuple[str, ...], output: Path | None) -> int:
     from moorage.config import schema, unsupported
     from moorage.plugins import load_plugins
 
-    made = schema(kinds_of(load_plugins(allow, vet=unsupported)))
+    made = schema(kinds_of(load_plugins(allow, vet=unsupported)), part)
     if output is None:
         print_json(made)
     else:
