@@ -23,7 +23,6 @@ from attrs import define, evolve, field, frozen
 from moorage.adapters.local import tokens
 from moorage.adapters.local.clock import LocalClock, SystemChoices
 from moorage.adapters.local.safety import private_directory
-from moorage.adapters.local.store import SqlStore
 from moorage.adapters.local.vault import LocalVault, TokenSource
 from moorage.adapters.local.wakeups import LocalWakeups
 from moorage.config import Config, ConfigError, Kinds, SecretRef, SystemConfig, catalog_of, load, unsupported
@@ -61,6 +60,7 @@ from moorage.runner import Ports, Runner, Watcher
 
 if TYPE_CHECKING:
     from moorage.adapters.hub.service import Service
+    from moorage.adapters.local.store import SqlStore
     from moorage.relay.client import RelayTunnels
     from moorage.relay.server import Settings
 
@@ -392,7 +392,7 @@ class Deployment:
     plugins: Plugins
     ports: Ports
     runner: Runner
-    store: SqlStore
+    store: "SqlStore"
     vault: LocalVault
     plans: ConfiguredPlans
     doors: Doors
@@ -628,7 +628,10 @@ async def _world(
     return _World(config, plugins, context)
 
 
-async def _store(config: Config, context: Context, apart: Apart | None) -> SqlStore:
+async def _store(config: Config, context: Context, apart: Apart | None) -> "SqlStore":
+    # SQLAlchemy takes a second to load; the relay and most commands do without.
+    from moorage.adapters.local.store import SqlStore
+
     if apart is not None:
         return await SqlStore.open(context.directory / "moorage.sqlite")
     password = None if config.store.password is None else read_secret(config.store.password)
@@ -800,8 +803,19 @@ async def run_relay(path: Path, *, simulation: bool = False) -> None:
         world = await _world(path, simulation, None, None, stack)
         directory = world.context.directory
         dialers = make_dialers(world.config, world.plugins, world.context)
-        await asyncio.to_thread(_note_ways, directory, world.config)
-        await process.main(directory, dialers, world.context.credentials, relay_settings(world.config))
+        settings = relay_settings(world.config)
+        control = directory / "relay" / process.CONTROL_NAME
+        for tries_left in reversed(range(100)):
+            try:
+                if not control.exists():
+                    await asyncio.to_thread(_note_ways, directory, world.config)
+                await process.main(directory, dialers, world.context.credentials, settings)
+                return
+            except process.AlreadyRunning:
+                # One that is ending takes its socket away first and its lock last.
+                if control.exists() or not tries_left:
+                    raise
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -855,6 +869,7 @@ async def _have_new_ways(tunnels: "RelayTunnels", directory: Path, config: Confi
             return
         log.warning("the relay knows other ways than the configuration; it is started anew")
         await tunnels.stop_relay()
+        await tunnels.aclose()
     except (OSError, PortError) as error:
         log.info("no relay to start anew: %s", type(error).__name__)
         return

@@ -17,61 +17,11 @@ import pytest
 from attrs import define, field
 
 from moorage.cli import Exit
-from moorage.simulator.servers.unicore import Running, ServerConfig, SiteConfig, Timing, User, serve
+from moorage.simulator.servers.unicore import Running
 
-HERE = Path(__file__).parent
-JUPYTER = Path(sys.executable).with_name("jupyter")
-PASSWORD = "canary-8b1f0c"
+from .conftest import PASSWORD, Configure
+
 PATIENCE_S = 90
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Running]:
-    """A site with one user, whose jobs have this Python on their path."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    user = User("demo", PASSWORD)
-    sites = (SiteConfig(users=(user,), timing=Timing.fast(), job_environment={"PATH": path}),)
-    async with serve(ServerConfig(sites=sites, directory=tmp_path / "site")) as running:
-        yield running
-
-
-def configure(tmp_path: Path, url: str) -> Path:
-    file = tmp_path / "moorage.yaml"
-    config = {
-        "deployment": "demo",
-        "systems": {
-            "demo": {
-                "kind": "unicore",
-                "options": {
-                    "url": url,
-                    "credentials": {"kind": "basic", "username": "demo", "password": {"env": "SITE_PASSWORD"}},
-                },
-                # Jobs run on this machine, whatever node the batch system says.
-                "destinations": [os.uname().nodename.split(".")[0].lower()],
-                "gate": {"interface": "127.0.0.1"},
-                "partitions": {"batch": {"max_walltime": "1 h", "nodes": {"max": 2}}},
-            }
-        },
-        "services": {
-            "tiny": {
-                "kind": "tiny",
-                "command": [sys.executable, str(HERE / "tiny_lab.py"), "{socket}"],
-                "probe_path": "/",
-                "default": True,
-            },
-            "jupyterlab": {
-                "command": [str(JUPYTER), "lab", "--no-browser", "--allow-root", "--ServerApp.sock={socket}"],
-                "environment": {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)},
-                "directory": str(tmp_path),
-            },
-            "broken": {
-                "kind": "tiny",
-                "command": [sys.executable, "-c", "import sys; print('no such {socket}'); sys.exit(7)"],
-            },
-        },
-    }
-    file.write_text(json.dumps(config))
-    return file
 
 
 @define
@@ -96,15 +46,15 @@ class Told:
 
 
 @asynccontextmanager
-async def command(tmp_path: Path, url: str, *arguments: str) -> AsyncIterator[Told]:
+async def command(config: Path, *arguments: str) -> AsyncIterator[Told]:
     """`moorage run demo --json ...`, with a folder for temporary files of its own, which is to be empty at the end."""
     scratch = tempfile.mkdtemp(prefix="moor")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "moorage.cli", "run", "demo", "--json", "--simulation"),
-        *("--config", str(configure(tmp_path, url)), *arguments),
+        *("--config", str(config), *arguments),
         stdout=PIPE,
         stderr=PIPE,
-        env={**os.environ, "SITE_PASSWORD": PASSWORD, "TMPDIR": scratch},
+        env={**os.environ, "TMPDIR": scratch},
     )
     try:
         yield Told(process)
@@ -131,6 +81,10 @@ async def ended(told: Told, code: Exit) -> str:
     return err.decode()
 
 
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
 def left_at(site: Running) -> list[str]:
     """Job directories that the site still has."""
     (only,) = site.config.sites
@@ -138,28 +92,28 @@ def left_at(site: Running) -> list[str]:
     return [str(each) for each in jobs.glob("*/*")] if jobs.exists() else []
 
 
-async def test_a_session_is_reached_and_leaves_nothing(site: Running, tmp_path: Path) -> None:
+async def test_a_session_is_reached_and_leaves_nothing(site: Running, configure: Configure) -> None:
     """The normal day: start, the address answers with the job's own voice, Ctrl-C, gone."""
-    async with command(tmp_path, site.url, "--option", "partition=batch", "--option", "walltime_s=600") as told:
+    async with command(configure(site.url), "--option", "partition=batch", "--option", "walltime_s=600") as told:
         ready = await told.until("ready")
         status, text = await ask(ready["address"])
         assert (status, text.split(",")[0].startswith("hello from ")) == (200, True)
         lab = int(text.split()[2].rstrip(","))
-        assert os.path.exists(f"/proc/{lab}")
+        assert alive(lab)
         told.process.send_signal(signal.SIGINT)
         await ended(told, Exit.FINE)
     assert told.states()[:3] == ["waiting", "submitting", "queued"]
     assert told.states()[-3:] == ["ready", "stopping", "ended"]
     assert (told.events[-1]["cause"], told.events[-1]["left"]) == ("stopped", [])
-    assert not os.path.exists(f"/proc/{lab}")
+    assert not alive(lab)
     assert left_at(site) == []
     with pytest.raises(aiohttp.ClientError):
         await ask(ready["address"])
 
 
-async def test_the_real_jupyterlab_is_reached(site: Running, tmp_path: Path) -> None:
+async def test_the_real_jupyterlab_is_reached(site: Running, configure: Configure) -> None:
     """Its pages come with the token of the address, and not without."""
-    async with command(tmp_path, site.url, "--service", "jupyterlab") as told:
+    async with command(configure(site.url), "--service", "jupyterlab") as told:
         ready = await told.until("ready")
         status, text = await ask(ready["address"])
         assert status == 200
@@ -172,8 +126,8 @@ async def test_the_real_jupyterlab_is_reached(site: Running, tmp_path: Path) -> 
     assert left_at(site) == []
 
 
-async def test_a_lab_that_ends_ends_the_session_with_its_log(site: Running, tmp_path: Path) -> None:
-    async with command(tmp_path, site.url) as told:
+async def test_a_lab_that_ends_ends_the_session_with_its_log(site: Running, configure: Configure) -> None:
+    async with command(configure(site.url)) as told:
         ready = await told.until("ready")
         with pytest.raises(aiohttp.ClientError):
             await ask(ready["address"] + "end")
@@ -184,26 +138,26 @@ async def test_a_lab_that_ends_ends_the_session_with_its_log(site: Running, tmp_
     assert left_at(site) == []
 
 
-async def test_a_lab_that_cannot_start_says_why(site: Running, tmp_path: Path) -> None:
-    async with command(tmp_path, site.url, "--service", "broken") as told:
+async def test_a_lab_that_cannot_start_says_why(site: Running, configure: Configure) -> None:
+    async with command(configure(site.url), "--service", "broken") as told:
         await ended(told, Exit.WRONG)
     assert told.events[-1]["cause"] == "failed"
     assert "no such" in told.events[-1]["log"]
     assert "ready" not in told.states()
 
 
-async def test_a_site_that_is_away_is_waited_for_until_ctrl_c(site: Running, tmp_path: Path) -> None:
+async def test_a_site_that_is_away_is_waited_for_until_ctrl_c(site: Running, configure: Configure) -> None:
     url = site.url.replace(str(site.port), "9")
-    async with command(tmp_path, url) as told:
+    async with command(configure(url)) as told:
         await told.until("step")
         told.process.send_signal(signal.SIGINT)
         await ended(told, Exit.INTERRUPTED)
     assert told.events[-1]["cause"] == "stopped"
 
 
-async def test_what_is_not_offered_is_refused_before_anything_happens(site: Running, tmp_path: Path) -> None:
+async def test_what_is_not_offered_is_refused_before_anything_happens(site: Running, configure: Configure) -> None:
     before = site.requests
-    async with command(tmp_path, site.url, "--option", "nodes=3", "--option", "gres=x") as told:
+    async with command(configure(site.url), "--option", "nodes=3", "--option", "gres=x") as told:
         said = await ended(told, Exit.USAGE)
     assert "nodes: is out of range; expected a whole number from 1 to 2" in said
     assert "form: has 1 unknown fields" in said
