@@ -6,11 +6,12 @@ What comes back is an `Answer`, whole; what goes wrong is a `PortError`, or `Abs
 
 import asyncio
 import contextlib
-import http.cookiejar
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 import httpx
@@ -97,14 +98,12 @@ class Client:
         self._places = asyncio.Semaphore(config.connections)
         self._phases = httpx.Timeout(timeouts.submit_s, connect=timeouts.connect_s)
         inner = AiohttpTransport(client=lambda: _connections(context, config.connections))
-        self._http = httpx.AsyncClient(
+        self._http = _NoCookieClient(
             transport=_Whole(inner),
             trust_env=False,  # neither proxies nor .netrc of whoever runs the Hub
             follow_redirects=False,
             headers={"Accept-Encoding": "identity"},  # a bound on bytes is none on what they unpack to
         )
-        # httpx keeps cookies for all requests of a client; one owner's must not go out with another's.
-        self._http.cookies.jar.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
     async def call(self, owner: Owner | None, request: Request) -> Answer:
         """
@@ -251,13 +250,12 @@ class _Login:
         return cls(transport, credential)
 
     async def sent(self, base: str, request: Request) -> Answer:
+        query = "?" + urlencode(request.params, safe=",") if request.params else ""
         arguments: dict[str, Any] = {
-            "url": f"{base}{request.path}",
+            "url": _parsed(f"{base}{request.path}{query}"),
             "headers": dict(request.headers),
             "extensions": {"moorage_most": request.most, "moorage_tail": request.tail},
         }
-        if request.params:
-            arguments["params"] = dict(request.params)
         if request.json is not None:
             arguments["json"] = request.json
         if request.method == "GET":
@@ -265,6 +263,12 @@ class _Login:
             arguments["to_json"] = False
         response = await getattr(self.transport, request.method.lower())(**arguments)
         return Answer(response.status_code, _headers(response), response.content)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(url: str) -> httpx.URL:
+    """Parsed once: the same few addresses are asked again and again, and httpx spends a fifth of a call on them."""
+    return httpx.URL(url)
 
 
 # Below pyunicore ---------------------------------------------------------------------------------------------
@@ -282,6 +286,30 @@ class _Broken(Exception):
     """An answer that came and cannot be used."""
 
 
+class _NoCookies(httpx.Cookies):
+    """Takes no cookies and has none."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Nothing is kept."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _NoCookieClient(httpx.AsyncClient):
+    """httpx keeps cookies for all requests of a client; one owner's must not go out with another's."""
+
+    _none = _NoCookies()
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        return self._none
+
+    @cookies.setter
+    def cookies(self, cookies: object) -> None:
+        """Nothing is kept."""
+
+
 class _Whole(httpx.AsyncBaseTransport):
     """
     Reads answers whole and bounded, and takes those that are no success out of pyunicore's hands.
@@ -294,31 +322,29 @@ class _Whole(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await self._inner.handle_async_request(request)
+        stream = response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
         try:
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise _Broken("the answer is packed although that was not offered")
-            body = await _read(
-                response, request.extensions.get("moorage_most", JSON_LIMIT), request.extensions.get("moorage_tail")
-            )
+            most, tail = request.extensions.get("moorage_most", JSON_LIMIT), request.extensions.get("moorage_tail")
+            body = await _read(stream, most, tail)
         finally:
-            await response.aclose()
+            await stream.aclose()
         if not 200 <= response.status_code < 300:
             raise _Answered(Answer(response.status_code, _headers(response), body))
-        headers = [item for item in response.headers.raw if item[0].lower() != b"transfer-encoding"]
-        return httpx.Response(
-            response.status_code, headers=headers, content=body, request=request, extensions=response.extensions
-        )
+        response.stream = httpx.ByteStream(body)
+        return response
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
 
-async def _read(response: httpx.Response, most: int, tail: bool | None) -> bytes:
+async def _read(stream: httpx.AsyncByteStream, most: int, tail: bool | None) -> bytes:
     """The body; with `tail` the end of it, of which up to 64 times as much is read before that is too much as well."""
     parts = bytearray()
     total = 0
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    async for part in response.stream:
+    async for part in stream:
         parts += part
         total += len(part)
         if tail and len(parts) > 2 * most:
@@ -329,7 +355,7 @@ async def _read(response: httpx.Response, most: int, tail: bool | None) -> bytes
 
 
 def _headers(response: httpx.Response) -> dict[str, str]:
-    return {key.lower(): value for key, value in response.headers.items()}
+    return {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in response.headers.raw}
 
 
 def _connections(context: ssl.SSLContext, limit: int) -> aiohttp.ClientSession:

@@ -119,7 +119,7 @@ class UnicoreSystem:
         self._bases = translate.bases_of(self.config)
         self._notices = Notices(self.name, self._bases, self._certificate, self.clock)
         # Looks that hang leave some connections to submits and cancels.
-        self._looks = asyncio.Semaphore(max(1, self.config.connections * 3 // 4))
+        self._looks = asyncio.Semaphore(self.config.connections - max(1, self.config.connections // 16))
 
     def account(self, owner: Owner) -> str:
         return self.client.rights.account(owner)
