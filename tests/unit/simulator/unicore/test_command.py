@@ -134,7 +134,7 @@ def test_files_configure_sites_and_faults(start: Start, tmp_path: Path) -> None:
         "sites:\n- name: ONE\n  partitions: [{name: fast, nodes: 2, resources: {Nodes: 1-2}}]\n"
         "- name: TWO\n  users: [{name: bob, password: b}]\n"
     )
-    (tmp_path / "faults.yaml").write_text("faults: [{fault: F-U8, times: 1, match: /jobs}]\n")
+    (tmp_path / "faults.yaml").write_text("faults: [{fault: F-U8, times: 1, on: [list]}]\n")
     command = start(config=str(tmp_path / "site.yaml"), faults=str(tmp_path / "faults.yaml"))
     factory = command.ask("/factories/default_target_system_factory")
     assert list(factory["resources"]) == ["fast"]

@@ -221,7 +221,10 @@ catalogue: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 def rule_from(data: Mapping[str, Any]) -> Rule:
     """A rule from plain data; raises `ConfigError` with the key that is wrong."""
-    values = dict(data)
+    # YAML 1.1 reads the word `on` as true, and a variant that is a number as one.
+    values: dict[str, Any] = {"on" if str(key) == "True" else key: value for key, value in data.items()}
+    if isinstance(values.get("variant"), int):
+        values["variant"] = str(values["variant"])
     fault = values.get("fault", "")
     if fault and "do" not in values:
         variants = catalogue.get(fault)
