@@ -7,6 +7,7 @@ Names of tests are names of invariants (design section 10). The numbers are thos
 from collections.abc import Callable
 from typing import Any, get_args
 
+import attrs
 import pytest
 from attrs import evolve
 from hypothesis import given as given_once
@@ -37,6 +38,7 @@ from moorage.core.model import (
     Submitting,
     Waiting,
 )
+from moorage.wire import dump_session, load_session
 
 # The machine alone is fast: seven programs for each that the profile asks for.
 MANY = settings(max_examples=7 * settings.default.max_examples)
@@ -65,6 +67,24 @@ def test_total_and_deterministic(program: list[int]) -> None:
         assert again == decision
         assert isinstance(decision.session.state, tuple(RANK))
         assert decision.wake_at == wake_at(decision.session)
+
+
+@given(programs)
+def test_whatever_is_decided_can_be_stored(program: list[int]) -> None:
+    """I18: the stored form gives the very same session back, and every effect is whole."""
+    for _, _, _, decision in run(program):
+        assert load_session(dump_session(decision.session)) == decision.session
+        for effect in decision.effects:
+            missing = [name for name, value in attrs.asdict(effect, recurse=False).items() if value is None]
+            assert not missing
+
+
+@given(programs)
+def test_nothing_wakes_for_nothing(program: list[int]) -> None:
+    """After a wake-up the next one is later: no session keeps a runner busy by itself."""
+    for before, event, now, decision in run(program):
+        if isinstance(event, events.Woke) and wake_at(before) <= now:
+            assert decision.wake_at > now
 
 
 @given(programs)
