@@ -338,8 +338,9 @@ class Runner:
     async def _save(self, live: Live, event: Event, decision: Decision, now: Instant) -> None:
         before, after = live.session, decision.session
         assert before is not None
-        takes = takes_place(after) and not takes_place(before)
-        limits = self.limits if takes else None
+        # Only an admission asks for a place. A stop of a session that waits may take one for a while, too, because of
+        # what an earlier attempt has left; no limit may refuse it.
+        limits = self.limits if isinstance(event, Admitted) and takes_place(after) else None
         live.version = await self.ports.store.save(after, event, now, live.version, limits)
         live.session = after
         self._account(live, before, after)
