@@ -295,11 +295,11 @@ class Runner:
 
         1. Somebody else may have moved the session on: then it is loaded and decided anew.
         2. The store may be full or away: the decision is tried again until it is saved or the process ends, and only
-           what removes things is done meanwhile, once. It may also have saved and not said so; then the version has
-           moved, and what is loaded is one of our own tries.
+           what removes things is done meanwhile, once; also for a stop that waits behind this event. It may also have
+           saved and not said so; then the version has moved, and what is loaded is one of our own tries.
         3. A session that took the last place at the same moment as another one goes on waiting.
         """
-        removed, retry_ms = False, STORE_RETRY_MS[0]
+        removed, retry_ms = list[Event](), STORE_RETRY_MS[0]
         known, tried = live.session, list[_Tried]()
         while True:
             now = self.ports.clock.now()
@@ -327,13 +327,23 @@ class Runner:
                 break
             except StoreFailed as error:
                 log.warning("session %s: not saved: %s", live.id, error)
-                if tried and not removed:
-                    self.performing.start(live.id, tried[0].before.spec, only(tried[0].decision.effects, REMOVING))
-                    removed = True
+                if tried:
+                    self._remove_unsaved(live, event, tried[-1].decision, removed)
                 await self.ports.clock.sleep_until(Instant(now + retry_ms))
                 retry_ms = min(2 * retry_ms, STORE_RETRY_MS[1])
         if isinstance(event, Admitted):
             self._admission_answered(live)
+
+    def _remove_unsaved(self, live: Live, event: Event, decision: Decision, removed: list[Event]) -> None:
+        """Do what removes things although it cannot be saved: of this event, and of stops that wait behind it."""
+        decisions = [(event, decision)]
+        for waiting, _ in live.mailbox:
+            if isinstance(waiting, StopAsked):
+                decisions.append((waiting, step(decisions[-1][1].session, waiting, self.ports.clock.now())))
+        for each, follows in decisions:
+            if not any(each is other for other in removed):
+                removed.append(each)
+                self.performing.start(live.id, follows.session.spec, only(follows.effects, REMOVING))
 
     async def _save(self, live: Live, event: Event, decision: Decision, now: Instant) -> None:
         before, after = live.session, decision.session
