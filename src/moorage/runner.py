@@ -140,6 +140,8 @@ class Runner:
         if entry is None:
             known = ", ".join(sorted(self.ports.systems))
             raise Refused(f"there is no system {request.system!r}; there are: {known}")
+        if self.closing:
+            raise _closed()
         present = self._up(request.key)
         if present is not None:
             if present.created is not None:
@@ -233,6 +235,9 @@ class Runner:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        for live in self.live.values():
+            for waiting in (live.created, *(saved for _, saved in live.mailbox)):
+                _fail(waiting, _closed())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of this runner; one that dies of an exception is a bug and says so."""
@@ -263,6 +268,7 @@ class Runner:
     def post(self, session: SessionId, event: Event, saved: "asyncio.Future[None] | None" = None) -> None:
         """Put an event into the session's mailbox; returns at once. A newer reading replaces one not yet taken."""
         if self.closing:
+            _fail(saved, _closed())
             return
         live = self.live.get(session)
         if live is None:
@@ -281,12 +287,18 @@ class Runner:
         try:
             while live.mailbox:
                 event, saved = live.mailbox.popleft()
-                await self._handle(live, event)
+                try:
+                    await self._handle(live, event)
+                except BaseException as error:
+                    _fail(saved, error)  # nobody waits for what will not come
+                    raise
                 if saved is not None and not saved.done():
                     saved.set_result(None)
         finally:
             live.worker = None
-            if live.session is None or (live.session.over and not live.mailbox):
+            if live.mailbox and not self.closing:
+                live.worker = self.spawn(self._work(live))  # a bug met one event; the others are not to blame
+            elif live.session is None or live.session.over:
                 self._forget(live)
 
     async def _handle(self, live: Live, event: Event) -> None:
@@ -432,11 +444,12 @@ class Runner:
         assert created is not None
         try:
             live.version = await self._create_once(decision.session, now)
-        except StoreFailed as error:
+        except BaseException as error:
             self._forget(live)
-            created.set_exception(error)
-            created.exception()  # the caller may have gone; nobody has to be told twice
-            return
+            _fail(created, error)
+            if isinstance(error, StoreFailed):
+                return
+            raise
         live.created = None
         created.set_result(None)
         for watcher in self.watchers:
@@ -575,6 +588,17 @@ class Runner:
     def ready(self) -> int:
         """How many sessions of this process are `Ready`."""
         return sum(1 for live in self.live.values() if live.session and isinstance(live.session.state, Ready))
+
+
+def _fail(waiting: "asyncio.Future[None] | None", error: BaseException) -> None:
+    """Tell whoever waits that it came to nothing."""
+    if waiting is not None and not waiting.done():
+        waiting.set_exception(_closed() if isinstance(error, asyncio.CancelledError) else error)
+        waiting.exception()  # the caller may have gone; nobody has to be told twice
+
+
+def _closed() -> StoreFailed:
+    return StoreFailed("this process is ending and has not seen it saved")
 
 
 def only(effects: Iterable[Effect], kinds: tuple[type, ...]) -> tuple[Effect, ...]:
