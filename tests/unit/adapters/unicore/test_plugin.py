@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from moorage.adapters.unicore import plugin
@@ -29,6 +30,20 @@ def test_kinds() -> None:
     assert [kind.name for kind in plugin.moorage_system_kinds()] == ["unicore"]
     assert [kind.name for kind in plugin.moorage_tunnel_kinds()] == ["unicore"]
     assert unsupported(UnicoreConfig) == ""
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    page = Path(__file__).parents[4] / "docs" / "unicore.md"
+    file = tmp_path / "moorage.yaml"
+    file.write_text(page.read_text().split("```yaml\n", 1)[1].split("```", 1)[0])
+    options = options_of(load(file, lambda allowed: KINDS))
+    assert options.login_nodes == {"login": "login*"}
+
+
+def test_the_documentation_names_every_option() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "unicore.md").read_text()
+    missing = [each.name for each in attrs.fields(UnicoreConfig) if f"`{each.name}" not in page]
+    assert missing == []
 
 
 def test_a_site_needs_no_more_than_its_address(tmp_path: Path) -> None:
