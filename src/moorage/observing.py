@@ -39,7 +39,7 @@ from moorage.core.model import (
     tag_of,
 )
 from moorage.performing import Look, Performing, Post, SystemEntry, World, checked_sightings
-from moorage.ports.errors import Malformed, PortError
+from moorage.ports.errors import Malformed, PortError, StoreFailed
 from moorage.ports.store import Store
 from moorage.ports.system import Handle, Pushing
 from moorage.ports.tunnels import PathReport
@@ -148,6 +148,8 @@ class Observing:
         self.look = look
         self.deployment = deployment
         self.observers = {name: Observer(name, entry) for name, entry in ports.systems.items()}
+        self.ready: dict[SessionId, Session] = {}
+        self.with_path: dict[SessionId, Session] = {}
         self.paths: Mapping[SessionId, PathReport] = {}
         self.paths_at: Instant | None = None
 
@@ -164,6 +166,8 @@ class Observing:
 
     def changed(self, session: Session) -> None:
         """A session was saved: what it wants to know may be something else now."""
+        _keep(self.ready, session, isinstance(session.state, Ready))
+        _keep(self.with_path, session, _may_have_path(session))
         observer = self.observers.get(session.spec.system)
         if observer is None:
             return
@@ -186,6 +190,8 @@ class Observing:
 
     def forget(self, session: SessionId) -> None:
         """The session is over."""
+        self.ready.pop(session, None)
+        self.with_path.pop(session, None)
         for observer in self.observers.values():
             for job in observer.sessions.pop(session, ()):
                 observer.drop(job, session)
@@ -306,54 +312,44 @@ class Observing:
             min((table.call_s for table in tables), default=30),
         )
 
-    def _ready(self) -> Iterator[tuple[SessionId, Ready, float]]:
-        for observer in self.observers.values():
-            for session in list(observer.sessions):
-                known = self.look(session)
-                if known is not None and isinstance(known.state, Ready):
-                    yield session, known.state, known.spec.timeouts.probe_stale_s
-
     def _doubt_all(self, note: str) -> None:
-        for session, _, _ in list(self._ready()):
+        for session in list(self.ready):
             self.post(session, PathDoubted(note))
 
     def _judge_paths(self, paths: Mapping[SessionId, PathReport], stale_s: float) -> None:
-        now = self.ports.clock.now()
-        for session, state, own_stale_s in list(self._ready()):
-            limit_s = max(stale_s, own_stale_s)
-            path = paths.get(session)
-            if path is None:
-                # Opened after the list was made? Then the next look will show it.
-                if now - state.since > limit_s * 1000:
-                    self.post(session, PathDoubted("the relay has no path for this session"))
-            elif path.lost:
+        for session, path in paths.items():
+            fresh = path.good_age_s is None or path.good_age_s <= stale_s
+            known = None if fresh and not path.lost else self.ready.get(session)
+            if known is None:
+                continue  # nearly all of them, every few seconds
+            limit_s = max(stale_s, known.spec.timeouts.probe_stale_s)
+            if path.lost:
                 self.post(session, PathDoubted(path.note))
             elif path.good_age_s is not None and path.good_age_s > limit_s:
                 self.post(session, PathDoubted(f"nothing has come through for {path.good_age_s:.0f} s"))
+        now = self.ports.clock.now()
+        for session, known in [each for each in self.ready.items() if each[0] not in paths]:
+            # Opened after the list was made? Then the next look will show it.
+            limit_s = max(stale_s, known.spec.timeouts.probe_stale_s)
+            if isinstance(known.state, Ready) and now - known.state.since > limit_s * 1000:
+                self.post(session, PathDoubted("the relay has no path for this session"))
 
     async def _close_paths_of_nobody(self, paths: Mapping[SessionId, PathReport], call_s: float) -> None:
         """Paths whose session is over or has no use for one: left by a process that died at a bad moment."""
-        for session in paths:
-            if self._may_have_path(session):
-                continue
-            stored = await self.ports.store.load(session) if self.look(session) is None else None
+        for session in [each for each in paths if each not in self.with_path]:
+            try:
+                stored = await self.ports.store.load(session) if self.look(session) is None else None
+            except StoreFailed:
+                continue  # whose it is will be known at another look
             if stored is not None and isinstance(stored.session.state, Connecting | Ready | Degraded):
                 continue
-            if self._may_have_path(session):
+            if session in self.with_path:
                 continue  # it came up while the store was asked
             log.warning("session %s has no use for its path; it is closed", session)
             try:
                 await self.performing.call(call_s, lambda session=session: self.ports.tunnels.close(session))  # type: ignore[misc]
             except PortError as error:
                 log.info("session %s: its path is still there: %s", session, error.note)
-
-    def _may_have_path(self, session: SessionId) -> bool:
-        known = self.look(session)
-        if known is None:
-            return False
-        if isinstance(known.state, Connecting | Ready | Degraded):
-            return True
-        return any(left.kind is Left.TUNNEL for left in known.residue)  # the machine is closing it
 
     # Sweep ------------------------------------------------------------------------------------------------------------
 
@@ -396,8 +392,8 @@ class Observing:
             for sighting in sightings:
                 if sighting.alive:
                     await self._account_for(observer, owner, sighting)
-        except PortError as error:
-            log.info("%s: not swept: %s", observer.name, error.note)
+        except (PortError, StoreFailed) as error:
+            log.info("%s: not swept: %s", observer.name, error)
             return False
         seen = {sighting.job for sighting in sightings if sighting.alive}
         for job, stray in list(observer.strays.items()):
@@ -436,6 +432,19 @@ class Observing:
             return
         log.warning("%s: job %s carries our tag and belongs to no session; it is cancelled", observer.name, handle.job)
         await self.performing.cancel_stray(observer.name, handle)
+
+
+def _keep(kept: dict[SessionId, Session], session: Session, belongs: bool) -> None:
+    if belongs:
+        kept[session.id] = session
+    else:
+        kept.pop(session.id, None)
+
+
+def _may_have_path(session: Session) -> bool:
+    if isinstance(session.state, Connecting | Ready | Degraded):
+        return True
+    return any(left.kind is Left.TUNNEL for left in session.residue)  # the machine is closing it
 
 
 def _checked_paths(found: object) -> Mapping[SessionId, PathReport]:
