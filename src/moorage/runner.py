@@ -371,15 +371,22 @@ class Runner:
     async def _follow_up(self, live: Live, before: Session, event: Event, decision: Decision, now: Instant) -> None:
         """What follows once a decision is saved."""
         after = decision.session
-        if decision.wake_at != live.wake_at:
-            await self._plan(live, decision.wake_at)
-        for watcher in self.watchers:
-            watcher(before, event, decision, now)
         if isinstance(before.state, Submitting) and isinstance(after.state, Stopping):
             self.performing.give_up_submit(live.id)
         self.performing.start(live.id, after.spec, decision.effects)
         for follower in live.followers:
             follower.set()
+        self._tell_watchers(before, event, decision, now)
+        if decision.wake_at != live.wake_at:
+            await self._plan(live, decision.wake_at)
+
+    def _tell_watchers(self, before: Session | None, event: Event | None, decision: Decision, now: Instant) -> None:
+        """They only look on: what one of them raises is loud and changes nothing."""
+        for watcher in self.watchers:
+            try:
+                watcher(before, event, decision, now)
+            except Exception as error:
+                log.critical("a watcher failed with a bug", exc_info=error)
 
     async def _plan(self, live: Live, at: Instant, again: bool = False) -> None:
         live.wake_at = at
@@ -452,12 +459,13 @@ class Runner:
             raise
         live.created = None
         created.set_result(None)
-        for watcher in self.watchers:
-            watcher(None, None, decision, now)
-        await self._plan(live, decision.wake_at)
-        self.performing.start(live.id, decision.session.spec, decision.effects)
+        # Before anything that takes time: a stop may come at once and end the session.
         self.waiting.add(live.id)
         self._admission_due.set()
+        self.performing.start(live.id, decision.session.spec, decision.effects)
+        self._tell_watchers(None, None, decision, now)
+        if live.wake_at == NEVER and self.live.get(live.id) is live:
+            await self._plan(live, decision.wake_at)
 
     async def _create_once(self, session: Session, now: Instant) -> int:
         """
