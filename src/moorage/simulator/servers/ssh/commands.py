@@ -337,7 +337,8 @@ def _squeue(cluster: Cluster, called: Called) -> Printed:
     )
     form = _first(options, "o", "format") or environment.get("SQUEUE_FORMAT") or _QUEUE_FORMAT
     order = {State.COMPLETING: 0, State.PENDING: 2}
-    jobs = tuple(sorted(jobs, key=lambda job: (order.get(job.state, 3), job.id)))
+    by_number = _first(options, "S", "sort") == "i"
+    jobs = tuple(sorted(jobs, key=lambda job: (0 if by_number else order.get(job.state, 3), job.id)))
     rows = [_filled(form, lambda letter, job=job: _queue_value(letter, job, now, environment)) for job in jobs]  # type: ignore[misc]
     if "h" not in options and "noheader" not in options:
         rows.insert(0, _filled(form, lambda letter: _HEADERS.get(letter, "")))
@@ -670,17 +671,24 @@ def _window_record(window: Reservation, now: int, environment: Mapping[str, str]
 
 
 def _change_job(cluster: Cluster, called: Called, verb: str, operand: str) -> Printed:
-    def do(batch: BatchSystem, now: int) -> bool:
+    def do(batch: BatchSystem, now: int) -> str:
+        """What is wrong, in Slurm's words."""
         number = int(operand) if operand.isdecimal() else 0
         job = batch.job(number)
-        if job is None or job.request.owner != called.account.name:
-            return False
+        if job is None or (verb == "requeue" and job.state.is_final):
+            return "Invalid job id specified"
+        if job.request.owner != called.account.name:
+            return "Access/permission denied"
         if verb == "requeue" and not job.request.requeue:
-            raise _Failed(f"Requested operation is presently disabled for job {operand}")
-        return {"hold": batch.hold, "release": batch.release, "requeue": batch.requeue}[verb](number, now)
+            return "Requested operation is presently disabled"
+        if job.state.is_final:
+            return "Job has already finished"
+        done = {"hold": batch.hold, "release": batch.release, "requeue": batch.requeue}[verb](number, now)
+        return "" if done else "Job is no longer pending execution"
 
-    if not cluster.call(do):
-        raise _Failed(f"Invalid job id specified for job {operand}")
+    if wrong := cluster.call(do):
+        more = f"\nslurm_suspend error: {wrong}" if verb != "requeue" else ""
+        raise _Failed(f"{wrong} for job {operand}{more}")
     return Printed()
 
 
