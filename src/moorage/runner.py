@@ -311,7 +311,7 @@ class Runner:
            saved and not said so; then the version has moved, and what is loaded is one of our own tries.
         3. A session that took the last place at the same moment as another one goes on waiting.
         """
-        removed, retry_ms = list[Event](), STORE_RETRY_MS[0]
+        removed, retry_ms, full = list[Event](), STORE_RETRY_MS[0], False
         known, tried = live.session, list[_Tried]()
         while True:
             now = self.ports.clock.now()
@@ -336,6 +336,8 @@ class Runner:
             except StaleVersion:
                 live.session = None
             except LimitReached:
+                # Places that another process holds. Asking again at once would only ask again and again.
+                full = True
                 break
             except StoreFailed as error:
                 log.warning("session %s: not saved: %s", live.id, error)
@@ -344,7 +346,7 @@ class Runner:
                 await self.ports.clock.sleep_until(Instant(now + retry_ms))
                 retry_ms = min(2 * retry_ms, STORE_RETRY_MS[1])
         if isinstance(event, Admitted):
-            self._admission_answered(live)
+            self._admission_answered(live, full)
 
     def _remove_unsaved(self, live: Live, event: Event, decision: Decision, removed: list[Event]) -> None:
         """Do what removes things although it cannot be saved: of this event, and of stops that wait behind it."""
@@ -562,13 +564,14 @@ class Runner:
             elif worth_telling(live.session, verdict.why, verdict.note):
                 self.post(live.id, Held(verdict.why, verdict.note))
 
-    def _admission_answered(self, live: Live) -> None:
+    def _admission_answered(self, live: Live, full: bool) -> None:
         """The admission was saved, or came to nothing: either way the place is no longer kept twice."""
         if live.id in self.admitting:
             self.admitting.discard(live.id)
             if live.session is not None:
                 self.taken.give_back(live.session)
-            self._admission_due.set()
+            if not full:
+                self._admission_due.set()
 
     def _busy(self, waiting: list[Session]) -> set[SessionKey]:
         """Keys with a session that is not waiting and has not ended."""
