@@ -123,7 +123,7 @@ class Runner:
         self.live: dict[SessionId, Live] = {}
         self.keys: dict[SessionKey, list[SessionId]] = {}
         self.waiting: set[SessionId] = set()
-        self.admitting: set[SessionId] = set()
+        self.admitting: dict[SessionId, Session] = {}
         self.taken = Taken()
         # A dict keeps the order of starting, so that a crash in virtual time ends tasks in the same order each run.
         self.tasks: dict[asyncio.Task[Any], None] = {}
@@ -312,13 +312,13 @@ class Runner:
         3. A session that took the last place at the same moment as another one goes on waiting.
         """
         removed, retry_ms, full = list[Event](), STORE_RETRY_MS[0], False
-        known, tried = live.session, list[_Tried]()
+        stale, tried = live.session is None, list[_Tried]()
         while True:
             now = self.ports.clock.now()
             try:
-                if live.session is None and not await self._load(live, known):
-                    return
-                known = before = live.session
+                if stale and not await self._load(live):
+                    break
+                stale, before = False, live.session
                 assert before is not None
                 done = next((each for each in tried if each.is_stored(live)), None)
                 if done is not None:
@@ -334,7 +334,7 @@ class Runner:
                 await self._save(live, event, decision, now)
                 break
             except StaleVersion:
-                live.session = None
+                stale = True
             except LimitReached:
                 # Places that another process holds. Asking again at once would only ask again and again.
                 full = True
@@ -395,13 +395,20 @@ class Runner:
         if at != NEVER or again:
             await self.ports.wakeups.wake(live.id, at)
 
-    async def _load(self, live: Live, known: Session | None) -> bool:
-        """Load the session anew; `known` is what the tallies know of it."""
+    async def _load(self, live: Live) -> bool:
+        """
+        Load the session, for the first time or anew; whether there is one.
+
+        What is known stays until then: while a store takes its time, the name of the session is still taken and its
+        place, too.
+        """
         stored = await self.ports.store.load(live.id)
         if stored is None:
+            self._forget(live)
+            live.session = None
             return False
-        live.session, live.version = stored.session, stored.version
-        self._account(live, known, stored.session)
+        before, live.session, live.version = live.session, stored.session, stored.version
+        self._account(live, before, stored.session)
         return True
 
     async def _find(self, session: SessionId) -> tuple[Session, int] | None:
@@ -503,8 +510,9 @@ class Runner:
 
     def _forget(self, live: Live) -> None:
         """Nothing is left to do for the session; the store keeps its history."""
-        if self.live.pop(live.id, None) is None:
+        if self.live.get(live.id) is not live:
             return
+        del self.live[live.id]
         if live.session is not None:
             ids = self.keys.get(live.session.spec.key, [])
             if live.id in ids:
@@ -548,7 +556,7 @@ class Runner:
 
     def _admit(self) -> None:
         now = self.ports.clock.now()
-        waiting = [live.session for live in map(self.live.__getitem__, sorted(self.waiting - self.admitting))]
+        waiting = [live.session for live in map(self.live.__getitem__, sorted(self.waiting - self.admitting.keys()))]
         sessions = [session for session in waiting if session is not None]
         if not sessions:
             return
@@ -558,7 +566,7 @@ class Runner:
             assert live.session is not None
             if verdict.why is None:
                 # The place is kept for it from now on, not from the save on.
-                self.admitting.add(live.id)
+                self.admitting[live.id] = live.session
                 self.performing.admitted(live.session, now)
                 self.post(live.id, Admitted())
             elif worth_telling(live.session, verdict.why, verdict.note):
@@ -566,10 +574,9 @@ class Runner:
 
     def _admission_answered(self, live: Live, full: bool) -> None:
         """The admission was saved, or came to nothing: either way the place is no longer kept twice."""
-        if live.id in self.admitting:
-            self.admitting.discard(live.id)
-            if live.session is not None:
-                self.taken.give_back(live.session)
+        admitted = self.admitting.pop(live.id, None)
+        if admitted is not None:
+            self.taken.give_back(admitted)
             if not full:
                 self._admission_due.set()
 
