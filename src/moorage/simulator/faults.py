@@ -176,6 +176,7 @@ CATALOGUE: tuple[Kind, ...] = (
     # The store.
     Kind("F-D1", "store", ("save",), Act.REFUSE, "the write fails"),
     Kind("F-D1", "store", ("save",), Act.LOSE_ANSWER, "committed, and an error after it", lie="commit unknown"),
+    Kind("F-D1", "store", ("load", "log"), Act.REFUSE, "the read fails", lie="read"),
     Kind("F-D2", "store", ("save",), Act.REFUSE, "the disk is full", scope=Scope.WINDOW, lie="full"),
     Kind("F-D4", "store", ("save", "load", "log"), Act.DELAY, "five seconds for an fsync", share=0.2),
     Kind("F-D5", "process", ("tick",), Act.HAPPEN, "two processes on one store", lie="twin", share=0.05),
@@ -353,6 +354,8 @@ class Faults:
         self.critical: Counter[str] = Counter()
         self.fired: list[Fired] = []
         self.opportunities: Counter[str] = Counter()
+        self.last: dict[str, int] = {}
+        """When something went wrong last, by port."""
         self._windows: dict[tuple[str, str], int] = {}
         self._rain: dict[str, tuple[float, int]] = {}
         self._at: dict[tuple[str, str], tuple[Kind, ...]] = {}
@@ -406,6 +409,7 @@ class Faults:
             return False
         if self.now() < until:
             self.ledger[kind.name] += 1
+            self.last[kind.port] = self.now()
             return True
         del self._windows[kind.name, place]
         return False
@@ -415,6 +419,7 @@ class Faults:
         if not self.decider.fires(kind) and not self._rains(kind):
             return False
         self.ledger[kind.name] += 1
+        self.last[kind.port] = self.now()
         if verb == kind.critical or not kind.critical:
             self.critical[kind.name] += 1
         self.fired.append(Fired(self.now(), kind.name, verb, place, self.opportunities[kind.name] - 1))

@@ -11,7 +11,8 @@ The numbers I1 to I56 are those of the reliability specification.
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
@@ -471,6 +472,39 @@ DECISIONS: tuple[Check, ...] = (
 """Checked for every saved decision, in this order."""
 
 
+Kinds = tuple[type[State] | None, type[State], type[Event] | None]
+"""State before, state after, event: by their classes it is known which checks can find anything."""
+
+_PATHY = (Connecting, Ready, Degraded)
+_MAY_FIND: Mapping[Check, Callable[[Any, Any, Any], bool]] = {
+    a_stop_wins: lambda before, _after, event: before in _OVER or event is StopAsked,
+    ended_absorbs: lambda before, _after, _event: before is Ended,
+    exactly_one_cause: lambda _before, after, _event: after in _OVER,
+    doubt_never_ends_a_session: lambda before, after, _event: after in _OVER and before not in _OVER,
+    one_reading_is_never_enough: lambda before, after, _event: after in _OVER and before in _HAS_JOB,
+    late_answers_are_harmless: lambda _before, _after, event: event in (Submitted, StraySeen, EndpointRead, Found),
+    duplicates_are_harmless: lambda before, after, event: before is not after or event in (Submitted, Found, StraySeen),
+    losing_a_tunnel_is_not_losing_a_job: lambda _before, _after, event: event in (*_ABOUT_PATHS, EffectFailed),
+    no_blind_retry: lambda before, _after, event: before is Submitting and event is EffectFailed,
+    what_is_left_is_remembered: lambda _before, after, _event: after in _OVER,
+    everything_bounded: lambda _before, _after, event: event not in (Woke, EndpointRead, TunnelOpened),
+    what_was_asked_for_stays: lambda before, after, _event: before is not after,
+    limits_hold_under_races: lambda before, after, _event: before in (None, Waiting) and after is not Waiting,
+    one_session_per_key: lambda _before, _after, event: event is None,
+    no_ready_without_a_working_path: lambda before, after, _event: after is Ready and before is not Ready,
+    a_path_leads_to_its_own_lab: lambda _before, after, event: after is Ready and event is Probed,
+    endpoints_never_shared: lambda _before, after, _event: after in _PATHY,
+    a_stop_is_honest: lambda before, after, _event: after is Ended and before is not Ended,
+}
+"""For the rest, every decision may."""
+
+
+@cache
+def checks_for(kinds: Kinds) -> tuple[Check, ...]:
+    """The checks that can find anything about such a decision."""
+    return tuple(check for check in DECISIONS if check not in _MAY_FIND or _MAY_FIND[check](*kinds))
+
+
 # About what happens in the world --------------------------------------------------------------------------------------
 
 
@@ -542,7 +576,10 @@ REMOVALS = (only_the_dead_are_buried,)
 def ready_decays(world: "World") -> Iterator[tuple[str, SessionId]]:
     """I23: who has had no good probe for long is not called ready any more."""
     now = world.now()
-    calm_ms = world.loop.now_ms - world.invariants.disturbed_at if world.invariants else 0
+    if any(process.life.resumed is not None for process in world.processes):
+        return
+    disturbed_at = world.invariants.disturbed_at if world.invariants else 0
+    calm_ms = world.loop.now_ms - max(disturbed_at, world.faults.last.get("tunnels", 0) - EPOCH_MS)
     for id_, path in world.relay.paths.items():
         stored = world.shelf.sessions.get(id_)
         if stored is None or not isinstance(stored.session.state, Ready):
@@ -621,7 +658,7 @@ class Invariants:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.checked: Counter[str] = Counter()
-        self.decisions = 0
+        self.decisions = self.about_decisions = 0
         self.healed_at: int | None = None
         self.disturbed_at = 0
         self.opens_since = self.opens_seen = 0
@@ -637,7 +674,16 @@ class Invariants:
     def decided(self, saved: Saved) -> None:
         """A decision is durable."""
         self.decisions += 1
-        for check in DECISIONS:
+        before, event = saved.before, saved.event
+        checks = checks_for(
+            (
+                None if before is None else type(before.state),
+                type(saved.session.state),
+                None if event is None else type(event),
+            )
+        )
+        self.about_decisions += len(checks)
+        for check in checks:
             sentence = check(self.world, saved)
             if sentence is not None:
                 self.broken(check.__name__, sentence, saved.session.id)
@@ -738,7 +784,7 @@ class Invariants:
     @property
     def count(self) -> int:
         """How many single checks were made."""
-        return self.decisions * len(DECISIONS) + sum(self.checked.values())
+        return self.about_decisions + sum(self.checked.values())
 
 
 def stop_limit_s(session: Session) -> float:

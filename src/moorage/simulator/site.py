@@ -329,9 +329,8 @@ class Site:
 
     # What launchers and labs do ---------------------------------------------------------------------------------------
 
-    def reached(self, endpoint: Endpoint, now: int) -> SiteJob | None:
-        """Whose launcher answers there now; `None` if nobody does."""
-        self.advance(now)
+    def at(self, endpoint: Endpoint, now: int) -> SiteJob | None:
+        """Whose launcher answers there now, as far as the site was advanced; `None` if nobody does."""
         if now < self.down_until:
             return None
         job = self.endpoints.get((endpoint.host, endpoint.port))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from attrs import evolve
@@ -74,7 +75,7 @@ class SimSystem:
 
     def account(self, owner: Owner) -> str:
         """Letters and digits of the name; people who differ only in others share an account."""
-        return re.sub("[^a-z0-9]", "", owner.lower())[:32] or "nobody"
+        return _account(owner)
 
     async def submit(self, tag: Tag, spec: SessionSpec) -> JobId:
         secret = await self.gates(tag, spec)
@@ -213,6 +214,11 @@ class SimSystem:
 
     def _now(self) -> int:
         return self.site.clock()
+
+
+@cache
+def _account(owner: Owner) -> str:
+    return re.sub("[^a-z0-9]", "", owner.lower())[:32] or "nobody"
 
 
 class PushingSystem(SimSystem):

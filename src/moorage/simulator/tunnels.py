@@ -65,10 +65,11 @@ class Relay:
         self.opened += 1
         for kind in self.faults.happens("net", "path"):
             self._happen(path, kind, now)
+        self.sites[path.system].advance(now)
         job = self._reached(path, now)
         if job is not None:
             self.sites[path.system].admit(job, now)
-        elif self.sites[path.system].reached(endpoint, now) is None:
+        elif self.sites[path.system].at(endpoint, now) is None:
             raise Unreachable(f"nobody listens at {endpoint.host}:{endpoint.port}")
         self.on_open(path)
         return path.route
@@ -87,7 +88,7 @@ class Relay:
         """The launcher at the far end, if it proves that it is this attempt's and this run's."""
         if now < path.mute_until or now < path.foreign_until:
             return None
-        job = self.sites[path.system].reached(path.endpoint, now)
+        job = self.sites[path.system].at(path.endpoint, now)
         if job is None or now < job.foreign_until or job.launcher is None:
             return None
         # The secret is per session and attempt, the nonce per run: a launcher of another run cannot answer.
@@ -97,9 +98,13 @@ class Relay:
     def far_end(self, session: SessionId) -> SiteJob | None:
         """The job whose lab gets the bytes that are sent into the session's address now."""
         path, now = self.paths.get(session), self.clock()
-        if path is None or path.cut:
+        if path is None:
             return None
-        job = self._reached(path, now)
+        self.sites[path.system].advance(now)
+        return self._serves(path, now)
+
+    def _serves(self, path: Path, now: int) -> SiteJob | None:
+        job = None if path.cut else self._reached(path, now)
         if job is None or job.launcher is None or job.launcher.serves_at is None or job.launcher.serves_at > now:
             return None
         return job
@@ -130,10 +135,12 @@ class Relay:
         """Every path, with what the relay's own probes say."""
         if verdict.lie == "stale":
             return self._last
-        now, far_end = self.clock(), self.far_end
+        now = self.clock()
+        for site in self.sites.values():
+            site.advance(now)
         reports = {}
         for session, path in self.paths.items():
-            if path.good_at is not None and far_end(session) is not None:
+            if path.good_at is not None and self._serves(path, now) is not None:
                 path.good_at = now
                 reports[session] = _FRESH
             else:

@@ -102,6 +102,7 @@ class WorldPlan:
     deployment: str = "sim"
     keep_trace: bool = False
     check: bool = True
+    store_takes_time: bool = True
     crowd: int = 100
     """How many come at once in the storm S5."""
 
@@ -290,8 +291,8 @@ class World:
         road = Road(
             self.loop, life, self.faults, self._road_source, self.boundary, lambda: self.kill(life), calls=self.calls
         )
-        if self.plan.keep_trace:
-            road.trace = self.note
+        road.store_takes_time = self.plan.store_takes_time
+        road.trace = self.note
         credentials, vault = SimCredentials(self.safe, road), SimVault(self.safe, road)
 
         async def gates(tag: Tag, spec: SessionSpec) -> Secret:
@@ -401,6 +402,7 @@ class World:
             case "kill":
                 points = list(crash_points())
                 self.boundary.arm(points[source.integer(0, len(points) - 1, "where it dies")])
+                self.later(self.now() + 2 * TICK_MS, self._kill_anyway)
             case "stall":
                 self._skip(source.integer(60_000, 3_600_000, "suspended for"))
             case "blocked":
@@ -416,6 +418,13 @@ class World:
                 self.relay.restart()
             case "cull":
                 await self.cull(source)
+
+    def _kill_anyway(self) -> None:
+        """Nothing came to the boundary at which it was to die."""
+        process = self.process
+        if self.boundary.armed is not None and process is not None:
+            self.boundary.armed = None
+            self.kill(process.life)
 
     def _skip(self, milliseconds: int) -> None:
         self.loop.skip(milliseconds)
