@@ -9,7 +9,7 @@ import cattrs
 import yaml
 from attrs import Factory, evolve, field, frozen, validators
 from cattrs.errors import BaseValidationError
-from cattrs.v import transform_error
+from cattrs.v import format_exception, transform_error
 
 _positive: Any = validators.gt(0)
 _natural: Any = validators.ge(0)
@@ -137,6 +137,19 @@ class NodeConfig:
         return tuple(self.accounts) or (Account(_me()),)
 
 
+def told(error: Exception) -> str:
+    """What did not fit, with its place; in the words of the validators."""
+    if isinstance(error, BaseValidationError):
+        return "; ".join(transform_error(error, format_exception=_told_one))[:2000]
+    return str(error)[:2000]
+
+
+def _told_one(error: BaseException, kind: type | None) -> str:
+    if isinstance(error, ValueError) and error.args:
+        return str(error.args[0])
+    return format_exception(error, kind)
+
+
 def _me() -> str:
     try:
         return getpass.getuser()
@@ -161,12 +174,14 @@ def load(path: Path) -> NodeConfig:
 
 def from_data(data: Any) -> NodeConfig:
     """The same from plain data. `timing` may also be "real" or "fast"."""
+    if not isinstance(data, dict):
+        raise ConfigError("a mapping is expected")
+    data = dict(data)
     converter = cattrs.Converter(forbid_extra_keys=True)
     named = {"real": Timing.real, "fast": Timing.fast}
-    timing = named[data.pop("timing")]() if isinstance(data, dict) and data.get("timing") in named else None
+    timing = named[data.pop("timing")]() if data.get("timing") in ("real", "fast") else None
     try:
         config = converter.structure(data, NodeConfig)
     except (BaseValidationError, TypeError, ValueError) as error:
-        found = transform_error(error) if isinstance(error, BaseValidationError) else [str(error)]
-        raise ConfigError("; ".join(found)) from error
+        raise ConfigError(told(error)) from error
     return evolve(config, timing=timing) if timing else config

@@ -26,9 +26,8 @@ import cattrs
 import yaml
 from attrs import Factory, define, field, frozen, validators
 from cattrs.errors import BaseValidationError
-from cattrs.v import transform_error
 
-from .config import ConfigError
+from .config import ConfigError, told
 
 verdicts: Mapping[str, str] = {
     "fail": "a command does nothing, prints `text` to standard error and ends with `status`",
@@ -181,8 +180,7 @@ def rule_of(data: Mapping[str, Any]) -> Rule:
     try:
         return cattrs.Converter(forbid_extra_keys=True).structure(values, Rule)
     except (BaseValidationError, TypeError, ValueError) as error:
-        found = transform_error(error) if isinstance(error, BaseValidationError) else [str(error)]
-        raise ConfigError("; ".join(found)) from error
+        raise ConfigError(told(error)) from error
 
 
 def load(path: Path) -> tuple[list[Rule], int]:

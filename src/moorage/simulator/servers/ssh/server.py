@@ -126,9 +126,10 @@ def _stop(node: Node, listeners: Sequence[socket.socket]) -> None:
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-    kill_marked(f"{node.cluster.marker}-exec-")
     until = time.monotonic() + 10
     while node.threads and time.monotonic() < until:
+        # Each time, because a command may have been about to start.
+        kill_marked(f"{node.cluster.marker}-exec-")
         for thread in list(node.threads):
             thread.join(0.05)
     kill_marked(f"{node.cluster.marker}-exec-")
