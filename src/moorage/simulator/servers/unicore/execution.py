@@ -122,7 +122,9 @@ class BatchSystem:
         if entry is None:
             return
         if entry.task is not None:
-            entry.task.cancel()
+            # A second cancellation would end the waiting for the processes, not the processes.
+            if entry.state != "COMPLETING":
+                entry.task.cancel()
             await asyncio.wait([entry.task])
         self._end(entry, state)
 
@@ -214,7 +216,8 @@ class LoginNodes:
     async def cancel(self, run_id: str) -> None:
         task = self._tasks.get(run_id)
         if task is not None:
-            task.cancel()
+            if not task.cancelling():
+                task.cancel()
             await asyncio.wait([task])
 
     async def close(self) -> None:
