@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,12 +14,14 @@ from pathlib import Path
 import attrs
 import pytest
 from aiohttp import WSMsgType, web
-from tests.contract.system.suite import SystemCase, a_spec
+from tests.contract.system.suite import GATE_SECRET, PlansOfSleepers, SystemCase, a_spec
 from tests.contract.system.unicore_world import ALICE, BOB, DN, QUICK, World, world
 
 from moorage.adapters.unicore.config import OwnerToken
 from moorage.adapters.unicore.dialer import UnicoreDialer
+from moorage.core.gate import LabState, Purpose, Verdict, check_answer, check_document, request
 from moorage.core.model import Alive, Endpoint, JobId, Phase, Tag, tag_of
+from moorage.core.plan import ENDPOINT_NAME, GatePort
 from moorage.core.secret import Secret
 from moorage.ports.credentials import Token
 from moorage.ports.errors import Refused, Unauthorised, Unreachable
@@ -212,6 +215,33 @@ async def test_a_forgotten_session_costs_one_more_try(unicore: World, job: Handl
         async with dialled(dialer, endpoint, job) as (reader, writer):
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_to_the_gate_of_a_real_launcher(unicore: World, kind: str) -> None:
+    """The job's own report leads to its gate, and the far side proves that it is this job's launcher."""
+    system = unicore.make()
+    system.plans = PlansOfSleepers(gate=GatePort(kind=kind, host="localhost" if kind == "tcp" else "{hostname}"))
+    spec = a_spec(SystemCase(system=system))
+    tag = tag_of(spec, 1)
+    job = Handle(ALICE, tag, await system.submit(tag, spec))
+    report = None
+    for _ in range(500):
+        said = (await system.observe([job]))[job.job]
+        if isinstance(said, Alive) and said.phase is Phase.RUNNING:
+            report = await system.read(job, ENDPOINT_NAME)
+            if report:
+                break
+        await asyncio.sleep(0.02)
+    assert report
+    place = check_document(GATE_SECRET, "endpoint", tag, report)
+    endpoint = Endpoint(str(place.get("host") or ""), int(place.get("port") or 0), str(place.get("socket") or ""))
+    asked = request(GATE_SECRET, Purpose.PROBE, tag, str(place["nonce"]), time.time_ns() // 1000, os.urandom(16).hex())
+    async with dialled(unicore.make_dialer(), endpoint, job) as (reader, writer):
+        writer.write(asked.line)
+        answer = check_answer(GATE_SECRET, asked, await reader.readline())
+    assert (answer.verdict, answer.lab) == (Verdict.OK, LabState.WAITING)
+    await system.cancel(job)
 
 
 # What does not work ------------------------------------------------------------------------------------------

@@ -37,12 +37,22 @@ from moorage.core.model import (
     parse_tag,
     tag_of,
 )
-from moorage.core.plan import ENDPOINT_NAME, LaunchLimits, LaunchPlan, LaunchSecrets, Rendered, Resources, render
+from moorage.core.plan import (
+    ENDPOINT_NAME,
+    GatePort,
+    LaunchLimits,
+    LaunchPlan,
+    LaunchSecrets,
+    Rendered,
+    Resources,
+    render,
+)
 from moorage.core.secret import Secret
 from moorage.ports.errors import Unanswered
 from moorage.ports.system import Handle, System
 
 __all__ = [
+    "GATE_SECRET",
     "PlansOfSleepers",
     "SystemCase",
     "a_spec",
@@ -62,6 +72,7 @@ __all__ = [
     "test_the_launchers_report_can_be_read",
 ]
 
+GATE_SECRET = Secret("5e" * 32)
 _numbers = itertools.count(int(time.time()) % 1_000_000 * 1000)
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -123,6 +134,7 @@ class PlansOfSleepers:
 
     admission_s: int = 600
     command: tuple[str, ...] = ("/bin/sleep", "600", "{socket}")
+    gate: GatePort = field(factory=GatePort)
 
     async def rendered(self, tag: Tag, spec: SessionSpec) -> Rendered:
         parsed = parse_tag(tag)
@@ -134,9 +146,10 @@ class PlansOfSleepers:
             command=self.command,
             walltime_s=spec.walltime_s,
             resources=Resources(nodes=spec.nodes, partition=spec.partition),
+            gate=self.gate,
             limits=LaunchLimits(admission_s=self.admission_s, status_s=1),
         )
-        return render(plan, LaunchSecrets(Secret("5e" * 32)))
+        return render(plan, LaunchSecrets(GATE_SECRET))
 
 
 async def eventually(case: SystemCase, ask: Callable[[], Awaitable[object]], true: Callable[[object], bool]) -> object:
