@@ -7,6 +7,8 @@
 # A job is a wrapper with a session of its own that runs start.sh, waits for it, and writes its exit code. Its id is
 # pid, start time in ticks since boot, and boot, so a number that is used again is never taken for it. Processes of a
 # job are found by a variable in their environment, because kernels of a lab have sessions of their own.
+#
+# ruff: noqa: UP006, UP035, UP045 (types as Python 3.6 writes them)
 import contextlib
 import fcntl
 import json
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any, Dict, List, Optional
 
 WRAPPER = """\
 trap : TERM INT HUP
@@ -26,7 +29,7 @@ printf '%s\\n' "$code" >exit.tmp && mv exit.tmp exit.code
 TAG = re.compile("m[a-z0-9]{1,63}$")
 
 
-def main(verb, base, tag, job, seconds):
+def main(verb: str, base: str, tag: str, job: str, seconds: str) -> Dict[str, Any]:
     base = os.path.expanduser(base)
     if verb == "start":
         return {"job": start(os.path.join(base, tag), tag, str(int(float(seconds))))}
@@ -42,14 +45,14 @@ def main(verb, base, tag, job, seconds):
     raise SystemExit("unknown verb")
 
 
-def tags(base):
+def tags(base: str) -> List[str]:
     try:
         return [name for name in os.listdir(base) if TAG.match(name)]
     except FileNotFoundError:
         return []
 
 
-def start(directory, tag, walltime):
+def start(directory: str, tag: str, walltime: str) -> str:
     """Start the job unless it was started before; its id."""
     lock = os.open(directory, os.O_RDONLY)
     try:
@@ -75,7 +78,7 @@ def start(directory, tag, walltime):
         os.close(lock)
 
 
-def told(directory, tag):
+def told(directory: str, tag: str) -> Dict[str, Any]:
     """What can be said about the job of a directory; `job` is empty if none was ever started."""
     job = noted(directory)
     alive = bool(job) and is_alive(directory, job, tag)
@@ -85,7 +88,7 @@ def told(directory, tag):
     return {"tag": tag, "job": job, "alive": alive, "code": code, "cancelled": ended, "same_boot": same_boot}
 
 
-def is_alive(directory, job, tag):
+def is_alive(directory: str, job: str, tag: str) -> bool:
     pid, begun, booted = job.split(".")
     if booted != boot():
         return False
@@ -93,7 +96,7 @@ def is_alive(directory, job, tag):
     return started(int(pid)) == begun or (exit_code(directory) is None and bool(members(tag)))
 
 
-def cancel(directory, tag, job, grace):
+def cancel(directory: str, tag: str, job: str, grace: float) -> None:
     """Ask all processes of the job to end; once they were asked longer ago than `grace`, do not ask."""
     if noted(directory) != job or not is_alive(directory, job, tag):
         return
@@ -106,13 +109,13 @@ def cancel(directory, tag, job, grace):
     end(tag, signal.SIGKILL if time.time() - asked > grace else signal.SIGTERM)
 
 
-def end(tag, number):
+def end(tag: str, number: int) -> None:
     for pid in members(tag):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
 
-def exit_code(directory):
+def exit_code(directory: str) -> Optional[int]:
     try:
         with open(os.path.join(directory, "exit.code")) as file:
             return int(file.read(16))
@@ -120,7 +123,7 @@ def exit_code(directory):
         return None
 
 
-def noted(directory):
+def noted(directory: str) -> str:
     try:
         with open(os.path.join(directory, "job.id")) as file:
             job = file.read(200)
@@ -129,7 +132,7 @@ def noted(directory):
     return job if re.match(r"[0-9]+\.[0-9]+\.[0-9a-f]{8}$", job) else ""
 
 
-def members(tag):
+def members(tag: str) -> List[int]:
     """Live processes of a job."""
     wanted = b"MOORAGE_JOB=" + tag.encode()
     found = []
@@ -146,7 +149,7 @@ def members(tag):
     return found
 
 
-def started(pid):
+def started(pid: int) -> str:
     """Start time of a process in ticks since boot; empty if it is gone or only waits to be reaped."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -156,12 +159,12 @@ def started(pid):
     return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
-def boot():
+def boot() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read(8)
 
 
-def write(path, text):
+def write(path: str, text: str) -> None:
     with open(path + ".tmp", "w") as file:
         file.write(text)
     os.rename(path + ".tmp", path)

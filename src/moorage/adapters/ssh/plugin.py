@@ -4,16 +4,18 @@ The kinds of this package: systems `slurm` and `ssh-host`, tunnels `openssh`, `p
 Heavy modules are loaded by the factories.
 """
 
+import shutil
 from typing import Any
 
+import attrs
 from attrs import field, frozen, validators
 
-from moorage.config.fields import doc
+from moorage.config.fields import Misfit, doc
 from moorage.core.model import SystemName
 from moorage.plugins import SystemKind, TunnelKind, hookimpl
 
 from .hosts import LoginConfig
-from .options import SlurmConfig, SshHostConfig
+from .options import SlurmConfig, SshHostConfig, SshSystemConfig
 
 
 @frozen(kw_only=True)
@@ -68,6 +70,10 @@ def moorage_tunnel_kinds() -> list[TunnelKind]:
     return [
         TunnelKind("openssh", OpensshConfig, make_openssh, "one ssh connection per login node, shared by all sessions"),
         TunnelKind("paramiko", ParamikoConfig, make_paramiko, "SSH without the ssh program"),
+        TunnelKind(
+            "slurm", SlurmConfig, make_same_login, "as the system itself is logged in to; used without `tunnel`"
+        ),
+        TunnelKind("ssh-host", SshHostConfig, make_same_login, "as the host itself is logged in to"),
         TunnelKind("direct", DirectConfig, make_direct, "the Hub's machine reaches the nodes by itself"),
     ]
 
@@ -100,6 +106,21 @@ def make_paramiko(name: SystemName, options: ParamikoConfig, /, **context: Any) 
     from .paramiko_dialer import ParamikoDialer
 
     return ParamikoDialer(name, options, context["timeouts"], context["choices"].seed())
+
+
+def make_same_login(name: SystemName, options: SshSystemConfig, /, **context: Any) -> object:
+    """
+    The dialer of a system whose configuration has no `tunnel`: the same login, with the ssh program if there is one.
+
+    Raises:
+        Misfit: Everybody acts under their own account there, and a tunnel has one for all.
+    """
+    if options.people_keys is not None:
+        raise Misfit("tunnel", "a tunnel with an account of its own, because people_keys gives it none")
+    login = {each.name: getattr(options, each.name) for each in attrs.fields(LoginConfig)}
+    if shutil.which(OpensshConfig(**login).program):
+        return make_openssh(name, OpensshConfig(**login), **context)
+    return make_paramiko(name, ParamikoConfig(**login), **context)
 
 
 def make_direct(name: SystemName, options: DirectConfig, /, **context: Any) -> object:

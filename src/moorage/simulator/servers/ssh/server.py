@@ -81,7 +81,7 @@ def serve(
     Serve on 127.0.0.1 while the context lasts; afterwards no process, thread or file is left.
 
     Args:
-        host_key: File with a private key; without it a new one is made.
+        host_key: File with a private key, made if it is not there; without it one in the directory.
         authorized_keys: Public keys that are good for every account; without it a key is made (`Running.key_file`).
         directory: Kept afterwards; without it a temporary one, which goes away.
         clock: `ManualClock()` for a virtual cluster that a test moves; otherwise time runs.
@@ -221,10 +221,9 @@ def _environment(config: NodeConfig, directory: Path) -> dict[str, str]:
 
 
 def _host_key(path: Path | None, directory: Path) -> Any:
-    if path is None:
-        path = directory / "host_key"
-        if not path.exists():
-            _write_key(path)
+    path = path or directory / "host_key"
+    if not path.exists():
+        _write_key(path)
     return _private_key(path)
 
 
