@@ -4,54 +4,23 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import aiohttp
 import pytest
-from attrs import define
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import stubworld  # noqa: E402  (the Hub's configuration names it, so it has to be importable by name)
-
-Start = Callable[..., Awaitable["Hub"]]
+from stubworld import Hub, Start, stop_hub  # noqa: E402
 
 
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-@define(eq=False)
-class Hub:
-    """A running Hub and a client with an administrator's token."""
-
-    app: Any
-    url: str
-    client: aiohttp.ClientSession
-
-    @property
-    def world(self) -> stubworld.StubWorld:
-        return stubworld.worlds[-1]
-
-    async def api(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
-        async with self.client.request(method, f"{self.url}/hub/api/{path}", **more) as answer:
-            text = await answer.text()
-            try:
-                return answer.status, await answer.json(content_type=None)
-            except ValueError:
-                return answer.status, text
-
-    def spawner(self, user: str, server: str = "") -> Any:
-        from jupyterhub import orm
-
-        return self.app.users[orm.User.find(self.app.db, user)].spawners[server]
-
-    def live(self) -> list[Any]:
-        return [live.session for live in self.world.runner.live.values() if live.session is not None]
 
 
 @pytest.fixture
@@ -136,32 +105,3 @@ def _service() -> Any:
     from moorage.adapters.hub.service import registry
 
     return registry.service
-
-
-async def stop_hub(hub: Hub, harsh: bool = False) -> None:
-    """End the Hub: as on SIGTERM, or `harsh` as if it were killed, with no word to the database."""
-    from jupyterhub.httpclient import JupyterHubHTTPClient
-
-    from moorage.adapters.hub.embedding import _tasks
-
-    if hub.client.closed:
-        return
-    await hub.client.close()
-    for callback in hub.app._periodic_callbacks.values():
-        callback.stop()
-    hub.app.metrics_collector.stop() if hasattr(hub.app.metrics_collector, "stop") else None
-    for task in list(_tasks):
-        task.cancel()
-    await asyncio.gather(*_tasks, return_exceptions=True)
-    for user in list(hub.app.users.values()):
-        for spawner in user.spawners.values():
-            spawner.stop_polling()
-            if spawner._spawn_future is not None:
-                spawner._spawn_future.cancel()
-    if not harsh:
-        await hub.app.cleanup()
-    elif JupyterHubHTTPClient.initialized():
-        await JupyterHubHTTPClient.instance().close()
-    hub.app.http_server.stop()
-    await hub.app.http_server.close_all_connections()
-    hub.app.db.close()

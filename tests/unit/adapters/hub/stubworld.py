@@ -5,10 +5,12 @@ dictionary; one HTTP server in place of all labs.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 from aiohttp import web
 from attrs import define, field
 
@@ -259,3 +261,67 @@ async def until(condition: object, seconds: float = 10) -> None:
 
 def person(name: str) -> User:
     return User(name)
+
+
+# A Hub --------------------------------------------------------------------------------------------------------------
+
+
+Start = Callable[..., Awaitable["Hub"]]
+
+
+@define(eq=False)
+class Hub:
+    """A running Hub and a client with an administrator's token."""
+
+    app: Any
+    url: str
+    client: aiohttp.ClientSession
+
+    @property
+    def world(self) -> StubWorld:
+        return worlds[-1]
+
+    async def api(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
+        async with self.client.request(method, f"{self.url}/hub/api/{path}", **more) as answer:
+            text = await answer.text()
+            try:
+                return answer.status, await answer.json(content_type=None)
+            except ValueError:
+                return answer.status, text
+
+    def spawner(self, user: str, server: str = "") -> Any:
+        from jupyterhub import orm
+
+        return self.app.users[orm.User.find(self.app.db, user)].spawners[server]
+
+    def live(self) -> list[Any]:
+        return [live.session for live in self.world.runner.live.values() if live.session is not None]
+
+
+async def stop_hub(hub: Hub, harsh: bool = False) -> None:
+    """End the Hub: as on SIGTERM, or `harsh` as if it were killed, with no word to the database."""
+    from jupyterhub.httpclient import JupyterHubHTTPClient
+
+    from moorage.adapters.hub.embedding import _tasks
+
+    if hub.client.closed:
+        return
+    await hub.client.close()
+    for callback in hub.app._periodic_callbacks.values():
+        callback.stop()
+    hub.app.metrics_collector.stop() if hasattr(hub.app.metrics_collector, "stop") else None
+    for task in list(_tasks):
+        task.cancel()
+    await asyncio.gather(*_tasks, return_exceptions=True)
+    for user in list(hub.app.users.values()):
+        for spawner in user.spawners.values():
+            spawner.stop_polling()
+            if spawner._spawn_future is not None:
+                spawner._spawn_future.cancel()
+    if not harsh:
+        await hub.app.cleanup()
+    elif JupyterHubHTTPClient.initialized():
+        await JupyterHubHTTPClient.instance().close()
+    hub.app.http_server.stop()
+    await hub.app.http_server.close_all_connections()
+    hub.app.db.close()

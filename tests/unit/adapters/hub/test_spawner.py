@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Hub, Start, stop_hub  # type: ignore[import-not-found]
-from stubworld import lab_answers, until, worlds  # type: ignore[import-not-found]
+from stubworld import Hub, Start, lab_answers, stop_hub, until, worlds  # type: ignore[import-not-found]
 
 from moorage.core.events import PathDoubted
 from moorage.core.model import Ended, JobId, Left, Owner, Queued, Ready, Session, SessionId, SessionKey

@@ -140,8 +140,6 @@ function amount(name, range) {
 function ticks(name, list) {
   if (!list.length) return null;
   return el("fieldset", { class: "mb-3 moorage-field", data: { field: name } }, el("legend", { class: "h6" }, t(`form.${name}`)),
-    // An empty value says that the list was there: ticking nothing is a choice.
-    el("input", { type: "hidden", name: `${name}[]`, value: "" }),
     ...list.map((each) => {
       const id = `moorage-${name}-${each.name}`;
       return el("div", { class: "form-check" },
@@ -149,7 +147,9 @@ function ticks(name, list) {
           class: "form-check-input", type: "checkbox", id, name: `${name}[]`, value: each.name, disabled: Boolean(each.why), checked: choice[name].includes(each.name),
           onchange: (event) => { choice[name] = event.target.checked ? [...choice[name], each.name] : choice[name].filter((one) => one !== each.name); },
         }), el("label", { class: "form-check-label", for: id }, label(each)));
-    }));
+    }),
+    // An empty value says that the list was there: ticking nothing is a choice.
+    el("input", { type: "hidden", name: `${name}[]`, value: "" }));
 }
 
 function notice(text, kind = "info") {

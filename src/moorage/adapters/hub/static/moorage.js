@@ -4,6 +4,9 @@ const texts = JSON.parse(document.getElementById("moorage-texts")?.textContent ?
 export const base = window.jhdata?.base_url ?? "/hub/";
 export const language = document.documentElement.lang || "en";
 
+/** The reader's own way of writing times, as far as it is of the page's language. */
+const locale = navigator.languages.find((one) => one.startsWith(language)) ?? language;
+
 export function t(key, values = {}) {
   const text = texts[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
@@ -69,7 +72,7 @@ export function time(milliseconds) {
   const date = new Date(milliseconds);
   const today = date.toDateString() === new Date().toDateString();
   const form = today ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" };
-  return new Intl.DateTimeFormat(language, form).format(date);
+  return new Intl.DateTimeFormat(locale, form).format(date);
 }
 
 export function duration(milliseconds) {
