@@ -3,6 +3,9 @@
 from typing import Any
 
 import pytest
+from attrs import evolve
+
+from moorage.simulator.servers.unicore import SiteConfig, Timing
 
 HELD = {"Executable": "true", "haveClientStageIn": "true"}
 FACTORY = "/factories/default_target_system_factory"
@@ -19,6 +22,7 @@ async def _allocation(api: Any) -> str:
     return job
 
 
+@pytest.mark.parametrize("config", [SiteConfig(timing=evolve(Timing.fast(), queue_s=0.3))])
 async def test_123_an_allocation_changes_its_id_when_it_is_granted(api: Any) -> None:
     job = await api.submit({"Job type": "ALLOCATE"})
     seen = []
@@ -30,7 +34,7 @@ async def test_123_an_allocation_changes_its_id_when_it_is_granted(api: Any) -> 
     await api.eventually(granted)
     assert (await api.document(job))["jobType"] == "ALLOCATE"
     before = [text for text in seen[:-1] if text != "N/A"]
-    assert before
+    assert before or api.control is None  # a real site is not asked often enough to see it for sure
     assert all(text.startswith("INTERACTIVE_") for text in before)
     assert (await api.post(f"{job}/actions/abort", {})).status == 204
     assert (await api.ended(job))["statusMessage"] == "Job aborted."
