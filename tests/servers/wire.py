@@ -72,8 +72,8 @@ class Wire:
         self._tasks.add(task)
         try:
             await asyncio.gather(self._move(reader, far_writer, None), self._move(far_reader, writer, self.limit))
-        except OSError:
-            pass
+        except (OSError, asyncio.CancelledError):
+            pass  # cancelled by `open`: streams of Python 3.11 log a task that ends so
         finally:
             for each in both:
                 each.transport.abort()

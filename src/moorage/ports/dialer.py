@@ -15,6 +15,9 @@ class Dialer(Protocol):
         """
         A byte stream to the endpoint. Nothing has been sent on it; the caller proves itself at the gate.
 
+        A way that accepts before it knows whether anybody listens (OpenSSH's) may return a stream that ends at once;
+        the next dial to that endpoint then says why.
+
         Args:
             job: The job that reported the endpoint. Ways that lead through the job itself need it (UNICORE's
                 forwarding hangs below the job's address and acts for its owner); others only name it in errors.

@@ -12,6 +12,7 @@ from attrs import define, field
 from moorage.core.gate import LINE_LIMIT, Answer, Purpose, Unproven, Verdict, check_answer, request
 from moorage.core.model import Endpoint, SessionId
 from moorage.core.secret import Secret
+from moorage.ports.errors import Unreachable
 from moorage.ports.system import Handle
 
 
@@ -68,8 +69,8 @@ class Knocker:
         too old says from where to count, and is asked once more.
 
         Raises:
-            Unproven: Somebody else is there, or nobody who would speak.
-            PortError: As `Dialer.dial`.
+            Unproven: Somebody else is there.
+            PortError: As `Dialer.dial`; `Unreachable` also if the stream ended without a word.
         """
         reader, writer, answer = await self._once(secret, purpose, endpoint, job)
         if answer.verdict is Verdict.STALE:
@@ -85,7 +86,9 @@ class Knocker:
         try:
             asked = request(secret, purpose, job.tag, endpoint.nonce, self.counter.next(), secrets.token_hex(16))
             writer.write(asked.line)
-            return reader, writer, check_answer(secret, asked, await _line(reader))
+            if not (line := await _line(reader)):
+                raise Unreachable("whoever is there said nothing: nobody listens, or no launcher of this session")
+            return reader, writer, check_answer(secret, asked, line)
         except ValueError as error:  # the endpoint's nonce is none: it is not our launcher's report
             writer.transport.abort()
             raise Unproven(str(error)) from None

@@ -9,10 +9,7 @@ from moorage.core.model import Endpoint, SystemName
 from moorage.ports.errors import Refused, Unreachable
 from moorage.ports.system import Handle
 
-from .hosts import check
-
-SOCKET_PATH_BYTES = 107
-"""`sun_path` of unix(7) without its final NUL."""
+from .hosts import destination
 
 
 class DirectDialer:
@@ -31,11 +28,14 @@ class DirectDialer:
         self._system, self._suffix, self._loopback, self._connect_s = system, suffix, loopback, connect_s
 
     async def dial(self, endpoint: Endpoint, job: Handle) -> tuple[StreamReader, StreamWriter]:
+        host, port, path = destination(self._system, endpoint)
         try:
             async with asyncio.timeout(self._connect_s):
-                if endpoint.socket:
-                    return await asyncio.open_unix_connection(self._socket(endpoint.socket))
-                return await self._connect(endpoint, job)
+                if not path:
+                    return await self._connect(host, port)
+                if not self._loopback:
+                    raise Refused(f"{self._system}: a unix socket is reached only where `loopback` is allowed")
+                return await asyncio.open_unix_connection(path)
         except TimeoutError:
             raise Unreachable(f"{self._system}: no connection in {self._connect_s:g} s to job {job.job:.60}") from None
         except OSError as error:
@@ -45,33 +45,18 @@ class DirectDialer:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _socket(self, path: str) -> str:
-        if not self._loopback:
-            raise Refused(
-                f"{self._system}: a unix socket can only be reached if the system is this machine (`loopback`)"
-            )
-        if not path.startswith("/") or "\0" in path or len(path.encode()) > SOCKET_PATH_BYTES:
-            raise Refused(
-                f"{self._system}: the socket's path is not absolute, or longer than {SOCKET_PATH_BYTES} bytes"
-            )
-        return path
-
-    async def _connect(self, endpoint: Endpoint, job: Handle) -> tuple[StreamReader, StreamWriter]:
-        try:
-            host = check("host", endpoint.host, "host")
-        except ValueError as error:
-            raise Refused(f"{self._system}: {error}") from None
+    async def _connect(self, host: str, port: int) -> tuple[StreamReader, StreamWriter]:
         if self._suffix and "." not in host and ":" not in host:
             host += self._suffix
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         allowed = [entry for entry in found if self._loopback or not _is_here(str(entry[4][0]))]
         if not allowed:
             raise Refused(f"{self._system}: {host:.60} is an address of this machine, which is not the system")
         failure: OSError = OSError("no address")
         for _, _, _, _, address in allowed:
             try:
-                return await asyncio.open_connection(str(address[0]), endpoint.port)
+                return await asyncio.open_connection(str(address[0]), port)
             except OSError as error:
                 failure = error
         raise failure

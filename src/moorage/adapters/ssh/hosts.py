@@ -15,6 +15,8 @@ import attrs
 from attrs import define, field, frozen
 
 from moorage.config.fields import Misfit, Text, doc
+from moorage.core.model import Endpoint
+from moorage.ports.errors import Refused
 
 # The grammars keep out what OpenSSH would read otherwise: a leading '-' is an option, '%' and '~' are expanded, and
 # a blank, quote or newline begins another word or line of a generated file.
@@ -126,6 +128,30 @@ def check(field_name: str, value: str, grammar: str) -> str:
     if len(value) > 1000 or not re.fullmatch(pattern[grammar], value, re.ASCII):
         raise ValueError(f"{field_name} is not a {grammar} name we would pass on")
     return value
+
+
+SOCKET_PATH_BYTES = 107
+"""`sun_path` of unix(7) without its final NUL."""
+
+
+def destination(system: str, endpoint: Endpoint) -> tuple[str, int, str]:
+    """
+    Host and port of an endpoint, or the path of its socket.
+
+    Raises:
+        Refused: It cannot be one. It comes out of a job, and so from its user.
+    """
+    path = endpoint.socket
+    if path:
+        if not path.startswith("/") or not path.isprintable() or len(path.encode()) > SOCKET_PATH_BYTES:
+            raise Refused(f"{system}: the socket's path is not absolute, or longer than {SOCKET_PATH_BYTES} bytes")
+        return "", 0, path
+    if not 0 < endpoint.port < 65_536:
+        raise Refused(f"{system}: the port is not between 1 and 65535")
+    try:
+        return check("host", endpoint.host, "host"), endpoint.port, ""
+    except ValueError as error:
+        raise Refused(f"{system}: {error}") from None
 
 
 def expand(pattern: str) -> Iterator[str]:

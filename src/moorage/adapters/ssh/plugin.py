@@ -39,10 +39,10 @@ class OpensshConfig(LoginConfig):
     program: str = field(
         default="/usr/bin/ssh", validator=validators.matches_re(r"/[^\s\x00]+"), metadata=doc("OpenSSH's client")
     )
-    streams: int = field(
+    forwards: int = field(
         default=200,
         validator=[validators.ge(1), validators.le(2000)],
-        metadata=doc("streams of one connection; beyond that another one is made"),
+        metadata=doc("sessions on one connection; beyond that another one is made"),
     )
 
 
