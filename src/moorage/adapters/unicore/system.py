@@ -308,7 +308,7 @@ class UnicoreSystem:
             if details.node is None:
                 seen.details_at = Instant(now - again + NUDGE_AGAIN_MS)
         else:
-            seen.note = f"waits in the queue: {details.reason}" if details.reason else ""
+            seen.note = details.reason
 
     async def _details(self, job: Handle) -> translate.Details | None:
         """`None` if there is no record, or none can be had: a job is alive or not without it."""
