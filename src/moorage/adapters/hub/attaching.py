@@ -8,24 +8,21 @@ server is started again in the Hub's own way; `MoorageSpawner.start` then finds 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import Any
 
-from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.user import User
-from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from moorage.core.model import Desired, Ended, Session, Stopping
+from moorage.ports.errors import StoreError
 
-from .port import HubPort, is_ours
+from . import metrics
+from .port import HubPort, handler_of, is_ours
 from .service import Service
 
 log = logging.getLogger(__name__)
 
 PAUSE_S = 15.0
 """Between two looks; a session that becomes ready is looked at at once."""
-AT_ONCE = 20
-"""Starts at a time: far below the Hub's own limit of 100 (concurrent_spawn_limit), which users need, too."""
 
 
 async def keep_attached(port: HubPort, service: Service) -> None:
@@ -33,21 +30,30 @@ async def keep_attached(port: HubPort, service: Service) -> None:
     told: set[str] = set()
     while True:
         port.unattached.clear()
-        for stored in await service.store.unfinished():
-            session = stored.session
-            if not is_ours(session.spec, service.hub) or not _alive(session):
-                continue
-            user = port.user(session.spec.key.owner)
-            if user is None:
-                if session.id not in told:
-                    told.add(session.id)
-                    log.warning("session %s: its owner %r is unknown to this Hub", session.id, session.spec.key.owner)
-                continue
-            spawner = port.spawner(session.spec)
-            if spawner is None or not spawner.active:
-                await _attach(port, user, session)
+        try:
+            await _look(port, service, told)
+            await metrics.refresh(service)
+        except StoreError as error:
+            log.warning("the store was not readable; the next look tries again: %s", error)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(port.unattached.wait(), PAUSE_S)
+
+
+async def _look(port: HubPort, service: Service, told: set[str]) -> None:
+    """One look at all sessions; `told` are those whose owner is unknown, of whom the operator has been told."""
+    for stored in await service.store.unfinished():
+        session = stored.session
+        if not is_ours(session.spec, service.hub) or not _alive(session):
+            continue
+        user = port.user(session.spec.key.owner)
+        if user is None:
+            if session.id not in told:
+                told.add(session.id)
+                log.warning("session %s: its owner %r is unknown to this Hub", session.id, session.spec.key.owner)
+            continue
+        spawner = port.spawner(session.spec)
+        if spawner is None or not spawner.active:
+            await _attach(port, user, session)
 
 
 def _alive(session: Session) -> bool:
@@ -61,7 +67,7 @@ async def _attach(port: HubPort, user: Any, session: Session) -> None:
     if spawner._spawn_future is not None and spawner._spawn_future.done():
         spawner._spawn_future = None
     try:
-        start = _handler(port.app).spawn_single_user
+        start = handler_of(port.app).spawn_single_user
         named = {"display_name": spawner.orm_spawner.display_name or name} if _HUB_6 else {}
         await start(user, name, options=None, **named)
     except Exception as error:  # noqa: BLE001 (told below)
@@ -78,20 +84,3 @@ def _spawner(user: Any, name: str) -> Any:
         return user.get_spawner(name, replace_failed=True)
     known = user.orm_user.orm_spawners.get(name)
     return user.get_or_create_spawner(name, (known and known.display_name) or name, replace_failed=True)
-
-
-class _Nobody:
-    """The connection of a request that nobody made."""
-
-    context = None
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """It never closes."""
-
-
-def _handler(app: Any) -> Any:
-    """What the Hub's start of a server needs: its method lives on request handlers and nowhere else."""
-    line = RequestStartLine("POST", app.hub.base_url, "HTTP/1.1")
-    headers = HTTPHeaders({"Host": "localhost"})
-    request = HTTPServerRequest(start_line=line, headers=headers, connection=_Nobody())  # type: ignore[arg-type]
-    return BaseHandler(app.tornado_application, request)

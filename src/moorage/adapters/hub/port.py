@@ -3,15 +3,24 @@
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import define, field
 from jupyterhub import orm
+from jupyterhub.handlers.base import BaseHandler
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from moorage.core.model import Owner, Route, SessionId, SessionSpec
+from moorage.core.model import Ended, Owner, Route, SessionSpec, SystemName
 from moorage.core.progress import Progress
+from moorage.core.secret import Secret
+from moorage.ports.credentials import Token
+from moorage.ports.errors import Unauthorised
 
+from . import metrics
+from .people import People
+from .service import registry
 from .spawner import MoorageSpawner
 
 log = logging.getLogger(__name__)
@@ -62,9 +71,19 @@ class HubPort:
         """Wake whoever shows the session; let the Hub notice an end at once instead of at its next poll."""
         self.changes.tell(spec.key.owner)
         if progress.state == "ended":
+            self._spawn(self._note_end(spec))
             spawner = self.spawner(spec)
             if spawner is not None and spawner.ready and spawner.session_id == spec.id:
                 self._spawn(spawner.poll_and_notify())
+
+    async def _note_end(self, spec: SessionSpec) -> None:
+        service = registry.service
+        stored = await service.store.load(spec.id) if service is not None else None
+        if stored is not None and isinstance(stored.session.state, Ended):
+            metrics.ended(spec, stored.session.state.cause)
+        if service is not None:
+            people = People(service.directory)
+            await asyncio.to_thread(people.started, spec.key.owner, spec.key.name, spec.id)
 
     async def publish(self, spec: SessionSpec, route: Route) -> None:
         """
@@ -74,6 +93,8 @@ class HubPort:
         means. Otherwise the Hub does not know the session (any more), and it is attached.
         """
         self.changes.tell(spec.key.owner)
+        if registry.service is not None:
+            metrics.became_ready(spec, registry.service.clock.now())
         spawner = self.spawner(spec)
         if spawner is None or not spawner.active:
             self.unattached.set()
@@ -100,6 +121,24 @@ class HubPort:
         if spawner is not None and spawner.ready and spawner.session_id == spec.id:
             await self.app.proxy.delete_user(spawner.user, spawner.name)
 
+    async def token(self, owner: Owner, system: SystemName) -> Token:
+        """
+        The access token that the person's login gave the Hub, renewed by the authenticator if it is old.
+
+        Used for systems at which people act with their own rights.
+
+        Raises:
+            Unauthorised: The person has to log in again, or the authenticator keeps no tokens (enable_auth_state).
+        """
+        user = self.user(owner)
+        if user is None:
+            raise Unauthorised(f"{owner} is unknown to the Hub")
+        state = await user.get_auth_state() if await handler_of(self.app).refresh_auth(user) else None
+        token = (state or {}).get("access_token")
+        if not isinstance(token, str) or not token:
+            raise Unauthorised(f"the Hub has no token of {owner} for {system}: log out and in again")
+        return Token(Secret(token))
+
     def spawner(self, spec: SessionSpec) -> MoorageSpawner | None:
         """The Hub's object for the server of a session, if there is one in use."""
         user = self.user(spec.key.owner)
@@ -124,9 +163,23 @@ class HubPort:
             log.error("telling the Hub", exc_info=task.exception())
 
 
+class _Nobody:
+    """The connection of a request that nobody made."""
+
+    context = None
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """It never closes."""
+
+
+def handler_of(app: Any) -> Any:
+    """A request handler without a request: some of what the Hub can do lives there and nowhere else."""
+    line = RequestStartLine("POST", app.hub.base_url, "HTTP/1.1")
+    headers = HTTPHeaders({"Host": "localhost"})
+    request = HTTPServerRequest(start_line=line, headers=headers, connection=_Nobody())  # type: ignore[arg-type]
+    return BaseHandler(app.tornado_application, request)
+
+
 def is_ours(spec: SessionSpec, hub: str) -> bool:
     """Whether a session belongs to this Hub: several may share one store."""
     return spec.key.hub == hub
-
-
-__all__ = ["Changes", "HubPort", "SessionId", "is_ours"]
