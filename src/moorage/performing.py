@@ -155,9 +155,16 @@ class Lane:
     running: int = 0
     counted: Counter[str] = field(factory=Counter)
 
-    def blocked(self, now: Instant) -> bool:
-        """Whether the breaker lets no call through now."""
-        return self.breaker is not None and self.breaker.places(now) == 0
+    def blocked(self, now: Instant, admitted: bool = False) -> bool:
+        """
+        Whether the breaker lets no call through now.
+
+        Args:
+            admitted: Admission has asked the breaker and has a place for this very call, unless it opened since.
+        """
+        if self.breaker is None or self.breaker.open_until is None:
+            return False
+        return now < self.breaker.open_until if admitted else self.breaker.places(now) == 0
 
 
 class World(Protocol):
@@ -418,7 +425,8 @@ class Performing:
         try:
             secret = await self._gate_secret(spec, effect.attempt)
             said = check_document(secret, "endpoint", effect.tag, report)
-            return Endpoint(str(said["host"]), int(said["port"]), str(said.get("socket") or ""), str(said["nonce"]))
+            host, port, socket = said.get("host", ""), said.get("port", 0), said.get("socket", "")
+            return Endpoint(str(host), int(port), str(socket), str(said["nonce"]))
         except (Unproven, KeyError, TypeError, ValueError) as error:
             raise Malformed(f"the launcher's report is not believed: {error}") from error
 
@@ -517,10 +525,7 @@ class Performing:
         lane = self.lanes.get((name, kind))
         if lane is None:
             raise Unreachable(f"{name} is not configured any more")
-        now = self.ports.clock.now()
-        if lane.blocked(now) and kind is not Kind.SUBMIT:
-            # Admission has asked the breaker of submits already, and has a place for this very call.
-            raise Unreachable(f"{name} does not answer at the moment; it is tried again by itself")
+        self._ask_breaker(name, kind)
         if lane.waiting >= lane.queue:
             raise Overloaded(f"{lane.queue} calls to {name} are waiting already")
         lane.waiting += 1
@@ -529,6 +534,13 @@ class Performing:
         finally:
             lane.waiting -= 1
         lane.running += 1
+        try:
+            # Those who were before us in the queue may have opened it meanwhile.
+            self._ask_breaker(name, kind)
+        except PortError:
+            lane.running -= 1
+            lane.places.release()
+            raise
         lane.counted[verb] += 1
         if lane.breaker is not None and kind is not Kind.SUBMIT:
             lane.breaker = lane.breaker.started(self.ports.clock.now())
@@ -546,6 +558,10 @@ class Performing:
         finally:
             lane.running -= 1
             lane.places.release()
+
+    def _ask_breaker(self, name: SystemName, kind: Kind) -> None:
+        if self.lanes[name, kind].blocked(self.ports.clock.now(), admitted=kind is Kind.SUBMIT):
+            raise Unreachable(f"{name} does not answer at the moment; it is tried again by itself")
 
     async def _bounded(self, seconds: float, call: Callable[[], Awaitable[Answer]]) -> Answer:
         """
