@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from enum import Enum
 from typing import Any, Protocol, TypeVar, assert_never
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from moorage.core.admission import Gate
 from moorage.core.backoff import RetryBudget
@@ -53,14 +53,19 @@ from moorage.core.events import (
 )
 from moorage.core.gate import Unproven, check_document
 from moorage.core.model import (
+    NOTE_LIMIT,
     Alive,
     Doubt,
+    DoubtReason,
     Endpoint,
+    EndReason,
     Failure,
     FailureKind,
     Gone,
     Instant,
     JobId,
+    Observation,
+    Phase,
     Route,
     Session,
     SessionId,
@@ -322,6 +327,10 @@ class Performing:
             called = submission is None or submission.called
             kind = FailureKind.UNANSWERED if called else FailureKind.UNREACHABLE
             event = EffectFailed(effect, Failure(kind, "given up because the session is to end"))
+        except Exception as error:
+            # Ours, not an adapter's; the session must not wait for ever for what comes of it.
+            log.critical("performing an effect failed with a bug", exc_info=error)
+            event = EffectFailed(effect, Failure(FailureKind.MALFORMED, f"a bug: {type(error).__name__}"))
         finally:
             if submission is not None:
                 self.submissions.pop(spec.id, None)
@@ -376,7 +385,7 @@ class Performing:
             return await system.submit(effect.tag, spec)
 
         job = await self._on_system(spec, Kind.SUBMIT, "submit", call, spec.timeouts.submit_s)
-        if not isinstance(job, str) or not 0 < len(job) <= JOB_ID_LIMIT:
+        if not _is_job(job):
             raise Malformed(f"the adapter of {spec.system} answered a submit with no job id")
         return Submitted(effect.attempt, job)
 
@@ -408,9 +417,10 @@ class Performing:
         handle = Handle(spec.key.owner, effect.tag, effect.job)
         asked_at = self.ports.clock.now()
         said = await self._on_system(spec, Kind.CANCEL, "cancel", lambda system: system.cancel(handle))
-        if not isinstance(said, Alive | Gone | Doubt):
+        observation = checked_observation(said)
+        if observation is None:
             raise Malformed(f"the adapter of {spec.system} answered a cancel with no observation")
-        return CancelAnswered(effect.job, asked_at, said)
+        return CancelAnswered(effect.job, asked_at, observation)
 
     async def _read_endpoint(self, spec: SessionSpec, effect: ReadEndpoint) -> Event:
         handle = Handle(spec.key.owner, effect.tag, effect.job)
@@ -427,7 +437,7 @@ class Performing:
             said = check_document(secret, "endpoint", effect.tag, report)
             host, port, socket = said.get("host", ""), said.get("port", 0), said.get("socket", "")
             return Endpoint(str(host), int(port), str(socket), str(said["nonce"]))
-        except (Unproven, KeyError, TypeError, ValueError) as error:
+        except (Unproven, KeyError, TypeError, ValueError, OverflowError) as error:
             raise Malformed(f"the launcher's report is not believed: {error}") from error
 
     async def _gate_secret(self, spec: SessionSpec, attempt: int) -> Secret:
@@ -450,7 +460,7 @@ class Performing:
         try:
             secret = await self._gate_secret(spec, attempt)
             return _job_report(check_document(secret, "status", tag, report))
-        except (Unproven, KeyError, TypeError, ValueError) as error:
+        except (Unproven, KeyError, TypeError, ValueError, OverflowError) as error:
             raise Malformed(f"the launcher's report is not believed: {error}") from error
 
     async def _read_log(self, spec: SessionSpec, effect: ReadLog) -> str:
@@ -473,7 +483,7 @@ class Performing:
 
         seconds = spec.timeouts.connect_s + spec.timeouts.call_s
         route = await self._in_lane(spec.system, Kind.PATH, "open", seconds, call)
-        if not isinstance(route, Route):
+        if not isinstance(route, Route) or not _is_text(route.address):
             raise Malformed("the relay answered with no route")
         return route
 
@@ -482,9 +492,9 @@ class Performing:
         result = await self._in_lane(
             spec.system, Kind.PATH, "probe", seconds, lambda: self.ports.tunnels.probe(spec.id)
         )
-        if not isinstance(result, ProbeResult):
+        if not (isinstance(result, ProbeResult) and isinstance(result.good, bool) and isinstance(result.note, str)):
             raise Malformed("the relay answered a probe with no result")
-        return Probed(number, result.good, result.note)
+        return Probed(number, result.good, result.note[:NOTE_LIMIT])
 
     # Calls ------------------------------------------------------------------------------------------------------------
 
@@ -576,13 +586,17 @@ class Performing:
                 return await call()
         except TimeoutError as error:
             raise Unanswered(f"no answer within {seconds:g} s") from error
-        except PortError:
+        except PortError as error:
+            _mend(error)
             raise
         except asyncio.CancelledError as error:
             if task is not None and task.cancelling():
                 raise
             raise Malformed("the adapter gave its own call up") from error
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            # Libraries have exceptions of their own below `Exception`, and `sys.exit` must not end the Hub's process.
             log.critical("an adapter raised what it may not", exc_info=error)
             raise Malformed(f"the adapter failed with a bug: {type(error).__name__}") from error
 
@@ -610,11 +624,56 @@ class Performing:
             log.info("session %s: progress not reported: %s", spec.id, error.note)
 
 
+# What adapters answer -------------------------------------------------------------------------------------------------
+#
+# It is saved, and what has a wrong type there can never be loaded again: so it is looked at here, to the last field.
+
+
 def checked_sightings(found: object, name: SystemName) -> tuple[Sighting, ...]:
     """A lookup's answer; an adapter that answers with something else must not end a session."""
-    if not isinstance(found, Sequence) or not all(isinstance(each, Sighting) for each in found):
+    if not isinstance(found, Sequence) or not all(map(_is_sighting, found)):
         raise Malformed(f"the adapter of {name} answered a lookup with something else")
     return tuple(found)
+
+
+def checked_observation(said: object) -> Observation | None:
+    """What is said about a job, its note bounded; `None` if it is no observation."""
+    match said:
+        case Alive(Phase(), node, ends_at, str()) if (node is None or _is_text(node)) and _is_whole(ends_at):
+            return _short(said)
+        case Gone(EndReason(), code, str()) if _is_whole(code):
+            return _short(said)
+        case Doubt(DoubtReason(), str()):
+            return _short(said)
+        case _:
+            return None
+
+
+def _short(said: Observation) -> Observation:
+    return said if len(said.note) <= NOTE_LIMIT else evolve(said, note=said.note[:NOTE_LIMIT])
+
+
+def _is_sighting(each: object) -> bool:
+    return isinstance(each, Sighting) and _is_job(each.job) and _is_text(each.tag) and isinstance(each.alive, bool)
+
+
+def _is_job(job: object) -> bool:
+    return isinstance(job, str) and 0 < len(job) <= JOB_ID_LIMIT
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and len(text) <= JOB_ID_LIMIT
+
+
+def _is_whole(number: object) -> bool:
+    return number is None or (isinstance(number, int) and not isinstance(number, bool) and abs(number) < 1 << 62)
+
+
+def _mend(error: PortError) -> None:
+    """Its kind is what counts; a note or a wish of another type than text and number becomes one."""
+    note, wish = getattr(error, "note", None), getattr(error, "retry_after_s", None)
+    error.note = note[:NOTE_LIMIT] if isinstance(note, str) else f"{type(error).__name__} ({type(note).__name__})"
+    error.retry_after_s = wish if isinstance(wish, int | float) else None
 
 
 def _job_report(said: Mapping[str, Any]) -> JobReport:
@@ -635,4 +694,4 @@ def _lane(name: SystemName, entry: SystemEntry, kind: Kind, number: int) -> Lane
     return Lane(asyncio.Semaphore(calls), entry.queue, breaker)
 
 
-__all__ = ["Kind", "Performing", "SystemEntry", "checked_sightings"]
+__all__ = ["Kind", "Performing", "SystemEntry", "checked_observation", "checked_sightings"]

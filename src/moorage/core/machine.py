@@ -97,6 +97,7 @@ from .model import (
     WithJob,
     tag_of,
 )
+from .plan import GATE_SOCKET_NAME
 from .progress import progress_of
 
 UNAUTHORISED_TRIES = 3  # a stale token is refreshed by then; more tries only annoy the site
@@ -440,7 +441,9 @@ def _with_job(turn: "_Turn", state: WithJob, event: Event) -> None:
     match event:
         case Observed(job, asked_at, Gone() as proof) if job == state.job.id:
             _suspect(turn, state, proof, asked_at)
-        case Observed(job, asked_at, Doubt(DoubtReason.NOT_LISTED)) if job == state.job.id and _unsought(state.suspicion):
+        case Observed(job, asked_at, Doubt(DoubtReason.NOT_LISTED)) if job == state.job.id and _unsought(
+            state.suspicion
+        ):
             # A listing without the job proves nothing, but it is worth a complete lookup.
             turn.set(evolve(state, suspicion=_sought(turn, state.suspicion, asked_at)))
             turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))
@@ -546,6 +549,9 @@ def may_dial(spec: SessionSpec, job: Job, endpoint: Endpoint) -> bool:
 
     The launcher's report comes out of the job and so from its user; a tunnel must not be led anywhere by it.
     """
+    if endpoint.socket:
+        # Inside the job's own directory nobody else's service can be reached.
+        return endpoint.socket == GATE_SOCKET_NAME and not endpoint.host and not endpoint.port
     host, node = endpoint.host.lower(), (job.node or "").lower()
     if host and host in (node, node.split(".")[0]):
         return True

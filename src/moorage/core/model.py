@@ -188,7 +188,7 @@ class Endpoint:
     Args:
         host: The node, as the login node or gateway resolves it.
         port: TCP port, 0 if `socket` is used.
-        socket: Path of a unix socket in the job directory, or empty.
+        socket: Path of a unix socket, relative to the job directory, or empty; then there is no host and no port.
         nonce: Names this very launcher; public. A requeued job has another one.
     """
 

@@ -25,6 +25,8 @@ SECRET_NAME = "secret.json"  # noqa: S105 (a file's name)
 ENDPOINT_NAME = "endpoint.json"
 STATUS_NAME = "status.json"
 LOG_NAME = "lab.log"
+GATE_SOCKET_NAME = "private/gate.sock"
+"""Where a gate of the kind unix listens, in the job directory; the only socket that a tunnel leads to."""
 
 PLAN_LIMIT = 1 << 20
 """Bytes of plan.json; far below what sites accept as inline data and what one process accepts as its arguments."""

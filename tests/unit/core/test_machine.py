@@ -292,6 +292,22 @@ def test_the_job_does_not_choose_where_the_tunnel_goes(host: str) -> None:
     assert isinstance(life.state, Starting)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "allowed"),
+    [
+        (Endpoint("", 0, "private/gate.sock"), True),
+        (Endpoint("n17", 4000, "private/gate.sock"), False),
+        (Endpoint("", 4000, "private/gate.sock"), False),
+        (Endpoint("", 0, "/run/docker.sock"), False),
+        (Endpoint("", 0, "../other/private/gate.sock"), False),
+    ],
+)
+def test_a_socket_is_the_gates_or_none(endpoint: Endpoint, allowed: bool) -> None:
+    """A gate in the job's own directory may be dialled; no other socket of the node."""
+    life = Life().starting()
+    assert isinstance(life.take(events.EndpointRead(1, JOB, endpoint)), Connecting) is allowed
+
+
 @pytest.mark.parametrize("host", ["n17", "N17", "login1.cluster", "exact"])
 def test_allowed_destinations(host: str) -> None:
     life = Life(destinations=(".cluster", "exact")).starting()
