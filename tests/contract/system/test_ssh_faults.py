@@ -165,6 +165,17 @@ async def test_t6_a_connection_on_which_nothing_moves_is_given_up_and_replaced(n
         assert node[0].counted["logins"] == 2
 
 
+async def test_t6_a_caller_that_loses_patience_first_leaves_the_dead_connection_too(node: Node) -> None:
+    async with slurm(node[1], QUICK) as system:
+        assert await ask(system) == ()
+        node[0].faults.add({"fault": "F-T6", "after_bytes": 0})
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(system), 0.8 * QUICK.call_s * 0.9)
+        node[0].faults.clear()
+        assert await soon(system) == ()
+        assert node[0].counted["logins"] == 2
+
+
 @pytest.mark.parametrize("after", [0, 1, 4_000, 65_535])
 async def test_t7_a_connection_cut_after_any_number_of_bytes(node: Node, after: int) -> None:
     """However much came, the question is not answered wrongly, and the next one is."""

@@ -43,6 +43,12 @@ CHANNELS = 6
 IDLE_S = 300.0
 """A connection that nobody used for so long is closed with the next call of anybody."""
 
+SHARE = 0.8
+"""Of a deadline of ours that a call may take: the caller's own is not to come first, for it says less."""
+
+UNACKNOWLEDGED_MS = 20_000
+"""After this time without an acknowledgement the kernel ends a connection. Linux, tcp(7): TCP_USER_TIMEOUT."""
+
 Result = TypeVar("Result")
 
 # paramiko logs with tracebacks what we raise as errors of the port.
@@ -141,7 +147,7 @@ class Login:
             Unanswered: It may have run: the connection was lost or the deadline passed.
             Malformed: It printed more than `limit` bytes.
         """
-        seconds = self.timeouts.call_s if deadline_s is None else deadline_s
+        seconds = SHARE * (self.timeouts.call_s if deadline_s is None else deadline_s)
         line = shell_line(command)
         program = next((word for word in command if "=" not in word and word not in ("env", "-u")), "a command")
         async with self._channels:
@@ -158,7 +164,7 @@ class Login:
             Unreachable, Overloaded, Unauthorised, Refused: Nothing was done.
             Unanswered: It may have been done in part.
         """
-        seconds = self.timeouts.call_s if deadline_s is None else deadline_s
+        seconds = SHARE * (self.timeouts.call_s if deadline_s is None else deadline_s)
         async with self._channels:
             connection = await self._connected()
             return await self._in_thread(lambda call: _with_files(connection, work, seconds, call), seconds, what)
@@ -221,7 +227,7 @@ class Login:
 
     async def _in_thread(self, work: Callable[[Call], Result], seconds: float, what: str) -> Result:
         """Run in a thread; when the deadline passes or the caller gives up, the call is ended from here."""
-        call = Call()
+        call, began = Call(), time.monotonic()
         future = asyncio.get_running_loop().run_in_executor(self.threads, work, call)
         try:
             # The thread keeps to the deadline itself; this is for one that hangs where it cannot be told.
@@ -233,22 +239,29 @@ class Login:
         except EOFError as error:
             raise self._lost(call, what, "the connection ended") from error
         except TimeoutError as error:
-            await self._suspect()
+            self._suspect()
             raise self._lost(call, what, "no answer in time") from error
+        except asyncio.CancelledError:
+            # A caller that has lost patience tells as much about the connection as a deadline.
+            if time.monotonic() - began > seconds / 2:
+                self._suspect()
+            raise
         finally:
             if not future.done():
                 future.add_done_callback(lambda done: done.cancelled() or done.exception())
                 call.end()
-        await self._suspect()
+        self._suspect()
         raise self._lost(call, what, "no answer in time")
 
     def _lost(self, call: Call, what: str, why: str) -> PortError:
         note = f"{self.name}: {what}: {why[:200]}"
         return Unanswered(note) if call.begun else Unreachable(note)
 
-    async def _suspect(self) -> None:
+    def _suspect(self) -> None:
         """A connection on which something was not answered in time is not used again."""
-        await self.close()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            self.threads.submit(connection.close)
 
 
 # In threads --------------------------------------------------------------------------------------------------
@@ -376,7 +389,8 @@ def _socket(host: str, port: int, opened: Sequence[Any], seconds: float) -> Any:
     except OSError as error:
         raise Unreachable(f"{host}:{port} cannot be reached: {error.strerror or error}") from error
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
     return sock
 
 
@@ -404,6 +418,8 @@ def _transport(login: Login, sock: Any, host: str, user: str, call: Call) -> Any
                 f"{host} shows a host key that is not configured ({shown.fingerprint}); nothing was sent to it"
             )
         _authenticate(transport, login, host, user)
+        # Its answers are not counted; but with something to acknowledge, the kernel notices a dead way.
+        transport.set_keepalive(10)
     except BaseException:
         transport.close()
         raise
