@@ -487,14 +487,9 @@ def choices(catalog: Catalog, user: User, now: Instant, closed: Mapping[SystemNa
 
 
 def _service(name: str, service: Service, user: User, lacks: Mapping[SystemName, WhyNot | None]) -> ServiceChoice:
+    kernels, extensions = _Extras(service.kernels, user), _Extras(service.extensions, user)
     places = tuple(
-        PlaceChoice(
-            system,
-            lacks[system],
-            place.partitions,
-            _extras(service.kernels, system, user),
-            _extras(service.extensions, system, user),
-        )
+        PlaceChoice(system, lacks[system], place.partitions, kernels.on(system), extensions.on(system))
         for system, place in service.places.items()
         if system in lacks
     )
@@ -509,6 +504,21 @@ def _service(name: str, service: Service, user: User, lacks: Mapping[SystemName,
         why_not,
         places,
     )
+
+
+@define
+class _Extras:
+    """Kernels or extensions for one user; made once and shared by all systems that have the same ones."""
+
+    extras: Mapping[str, Extra]
+    user: User
+    made: dict[tuple[bool, ...], tuple[ExtraChoice, ...]] = field(factory=dict)
+
+    def on(self, system: SystemName) -> tuple[ExtraChoice, ...]:
+        there = tuple(extra.systems is None or system in extra.systems for extra in self.extras.values())
+        if there not in self.made:
+            self.made[there] = _extras(self.extras, system, self.user)
+        return self.made[there]
 
 
 def _extras(extras: Mapping[str, Extra], system: SystemName, user: User) -> tuple[ExtraChoice, ...]:
