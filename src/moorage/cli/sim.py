@@ -5,6 +5,7 @@ import click
 from moorage.cli import CODES, LazyGroup
 
 COMMANDS = {
+    "run": ("moorage.cli.sim_run", "Run a scenario in virtual time: the real runner, simulated systems."),
     "serve": ("moorage.cli.sim_serve", "Serve a simulated site over real sockets."),
 }
 
