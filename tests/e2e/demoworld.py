@@ -109,4 +109,5 @@ def accessible(page: Any) -> None:
             return result.violations.map((each) => `${each.id}: ${each.nodes.map((node) => node.html).join(" | ")}`);
         }"""
     )
-    assert found == []
+    if found:
+        raise AssertionError("\n".join(found))

@@ -192,11 +192,19 @@ def _with(text: str, note: str) -> str:
 
 def tree_of(choices: Choices, texts: Texts) -> dict[str, Any]:
     """
-    The choice tree as data. Partitions that several projects share are written once, by number, because a person with
-    forty projects would otherwise be sent every partition forty times.
+    The choice tree as data. Partitions that several projects share, and kernels that a service has on several systems,
+    are written once, by number: a person with forty projects would otherwise be sent every partition forty times.
     """
     shared: dict[int, int] = {}
     partitions: list[list[dict[str, Any]]] = []
+    lists: dict[int, int] = {}
+    extras: list[list[dict[str, Any]]] = []
+
+    def number_of(of: tuple[ExtraChoice, ...]) -> int:
+        if id(of) not in lists:
+            lists[id(of)] = len(extras)
+            extras.append([_extra(each, texts) for each in of])
+        return lists[id(of)]
 
     def number(of: tuple[PartitionChoice, ...]) -> int:
         if id(of) not in shared:
@@ -222,8 +230,8 @@ def tree_of(choices: Choices, texts: Texts) -> dict[str, Any]:
                         "name": place.name,
                         "why": _why(place.why_not, texts),
                         "partitions": place.partitions,
-                        "kernels": [_extra(extra, texts) for extra in place.kernels],
-                        "extensions": [_extra(extra, texts) for extra in place.extensions],
+                        "kernels": number_of(place.kernels),
+                        "extensions": number_of(place.extensions),
                     }
                     for place in each.places
                 ],
@@ -242,6 +250,7 @@ def tree_of(choices: Choices, texts: Texts) -> dict[str, Any]:
             for each in choices.systems
         ],
         "partitions": partitions,
+        "extras": extras,
     }
 
 

@@ -26,7 +26,7 @@ class Operations(Protocol):
     """What an administrator sees and does, besides sessions."""
 
     def systems(self) -> Sequence[Mapping[str, Any]]:
-        """One row per system: name, kind, breaker, calls, waiting, observed_s, errors, drained, maintenance."""
+        """One row per system: name, kind, breaker, calls, waiting, outcomes, drained, maintenance, closed."""
         ...
 
     async def tunnels(self) -> Sequence[Mapping[str, Any]]:

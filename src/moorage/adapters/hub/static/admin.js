@@ -19,6 +19,8 @@ function button(key, label, onclick, kind = "btn-outline-secondary") {
 
 function table(id, label, heads, rows) {
   const body = rows.length ? rows : [el("tr", {}, el("td", { colspan: heads.length, class: "text-body-secondary" }, t("admin.nothing")))];
+  // A table that is wider than the screen scrolls, also by keyboard.
+  at(id).tabIndex = 0;
   at(id).replaceChildren(el("table", { class: "table table-sm align-middle" }, el("caption", { class: "visually-hidden" }, label),
     el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))), el("tbody", {}, ...body)));
 }
@@ -27,13 +29,14 @@ const cell = (...content) => el("td", {}, ...content.map((each) => (each === nul
 
 function drawSystems() {
   table("admin-systems", t("admin.systems"),
-    [t("home.where"), t("admin.kind"), t("admin.sessions"), t("admin.breaker"), t("admin.calls"), t("admin.waiting"), t("admin.observed"), t("admin.errors"), t("home.actions")],
+    [t("home.where"), t("admin.kind"), t("admin.sessions"), t("admin.breaker"), t("admin.calls"), t("admin.waiting"), t("admin.outcomes"), t("home.actions")],
     state.systems.map((system) => {
       const marks = [system.drained && t("admin.drained"), system.maintenance && t("admin.in_maintenance")].filter(Boolean);
       const count = state.sessions.filter((session) => session.system === system.name).length;
-      return el("tr", { data: { system: system.name } }, el("th", { scope: "row" }, system.name, ...marks.map((mark) => el("span", { class: "badge text-bg-warning ms-1" }, mark))),
+      return el("tr", { data: { system: system.name } },
+        el("th", { scope: "row", title: system.closed }, system.name, ...marks.map((mark) => el("span", { class: "badge text-bg-warning ms-1" }, mark))),
         cell(system.kind), cell(String(count)), cell(system.breaker && el("span", { class: `badge text-bg-${system.breaker === "closed" ? "success" : "danger"}` }, system.breaker)),
-        cell(system.calls), cell(system.waiting), cell(system.observed_s === null || system.observed_s === undefined ? "" : `${Math.round(system.observed_s)} s`), cell(system.errors),
+        cell(system.calls), cell(system.waiting), cell(el("span", { class: "moorage-quiet" }, Object.entries(system.outcomes ?? {}).map(([name, count]) => `${name} ${count}`).join(", "))),
         cell(button("admin.stop_all", `${t("admin.stop_all")}: ${system.name}`, () => act("stop_all", system.name, t("admin.confirm_stop_all", { system: system.name })), "btn-outline-danger"),
           button(system.drained ? "admin.undrain" : "admin.drain", `${t("admin.drain")}: ${system.name}`, () => act(system.drained ? "undrain" : "drain", system.name)),
           button(system.maintenance ? "admin.maintenance_off" : "admin.maintenance_on", `${t("admin.in_maintenance")}: ${system.name}`,

@@ -54,7 +54,7 @@ function fit(wish) {
     now[name] = fits ? wished : range[2];
   }
   for (const name of LISTS) {
-    now.lists[name] = place?.[name] ?? [];
+    now.lists[name] = place ? tree.extras[place[name]] : [];
     const can = open(now.lists[name]);
     const wished = Array.isArray(wish[name]) ? wish[name] : null;
     now[name] = can.filter((each) => (wished ? wished.includes(each.name) : each.ticked)).map((each) => each.name);

@@ -75,7 +75,7 @@ function rowOf(row) {
     el("td", { data: { label: t("home.where") } }, where, row.service ? el("div", { class: "moorage-quiet" }, row.service) : null),
     el("td", { class: "moorage-state", data: { label: t("home.state") } },
       el("span", { class: `badge text-bg-${row.tone} me-1` }, t(`state.${row.state}`).split(";")[0]), bar(row),
-      el("div", { class: "moorage-quiet" }, row.text, " ", details)),
+      el("div", { class: "moorage-quiet" }, row.text === t(`state.${row.state}`) ? "" : row.text, " ", details)),
     el("td", { data: { label: t("home.left") } }, left(row)),
     el("td", { data: { label: t("home.actions") } }, ...row.can.map((name) => actions[name](row))));
 }
@@ -110,8 +110,13 @@ document.getElementById("moorage-new")?.addEventListener("submit", (event) => {
   else window.location = `${path("spawn", user, server)}?display_name=${encodeURIComponent(name)}`;
 });
 
+/** A default session that was never used is no news to somebody who has others. */
+function shown(all) {
+  return all.filter((row) => row.server || row.hub || row.state !== "none" || all.length === 1);
+}
+
 let lost = false;
-stream(api("users", user, "events"), (message) => { rows = message.rows; draw(); }, (now) => {
+stream(api("users", user, "events"), (message) => { rows = shown(message.rows); draw(); }, (now) => {
   if (now && !lost) alertBox("secondary", t("home.offline"));
   if (!now && lost) document.getElementById("moorage-alerts").replaceChildren();
   lost = now;
