@@ -13,11 +13,12 @@ from attrs import evolve
 from tests.contract.system.ssh_world import TIMEOUTS, Login, simulated, slurm
 from tests.contract.system.suite import SystemCase, a_spec, eventually, submitted
 
+from moorage.adapters.ssh.hosts import JumpConfig
 from moorage.adapters.ssh.slurm import SlurmSystem
 from moorage.core.model import Alive, JobId, Owner, tag_of
 from moorage.ports.errors import Overloaded, PortError, Refused, Unanswered, Unauthorised, Unreachable
 from moorage.ports.system import Handle
-from moorage.simulator.servers.ssh import Account, Limits, NodeConfig, Running, Timing
+from moorage.simulator.servers.ssh import Account, Limits, NodeConfig, Running, Timing, serve
 
 QUICK = evolve(TIMEOUTS, call_s=1.5, submit_s=1.5, connect_s=1.5, auth_pause_s=0.8)
 ALICE, BOB = Owner("alice"), Owner("bob")
@@ -32,6 +33,13 @@ def node() -> Iterator[Node]:
 
 def make_key(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+
+
+def wait_for_file(path: Path) -> None:
+    until = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 async def ask(system: SlurmSystem, owner: Owner = ALICE) -> object:
@@ -250,6 +258,50 @@ async def test_t17_what_a_server_asks_for_by_itself_is_refused(node: Node) -> No
             said = await eventually(case, lambda: system.observe([job]), bool)
             assert isinstance(said, dict)
             assert isinstance(said[job.job], Alive)
+
+
+# Other ways in --------------------------------------------------------------------------------------------------
+
+
+async def test_a_login_through_a_jump_host(tmp_path: Path) -> None:
+    """Each host shows its own key, and the login node is asked for by the host before it."""
+    with simulated() as (gate, outside):
+        public = outside.key_file.with_name(outside.key_file.name + ".pub")
+        config = NodeConfig(accounts=(Account("bob"),), timing=Timing.fast())
+        with serve(config, authorized_keys=public) as inside:
+            jump = JumpConfig(host="127.0.0.1", port=gate.port, user="alice")
+            keys = (f"127.0.0.1 {outside.host_key}", f"n1 {inside.host_key}")
+            login = evolve(outside, port=inside.port, user="bob")
+            async with slurm(login, QUICK, hosts=("n1",), jump=(jump,), host_keys=keys) as system:
+                assert await ask(system) == ()
+                assert inside.counted["squeue"] == 1
+                assert gate.counted["forwards"] == 1
+            # The other way round, no key fits.
+            swapped = (f"n1 {outside.host_key}", f"127.0.0.1 {inside.host_key}")
+            async with slurm(login, QUICK, hosts=("n1",), jump=(jump,), host_keys=swapped) as system:
+                with pytest.raises(Refused):
+                    await ask(system)
+
+
+async def test_a_login_with_the_keys_of_an_agent(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two keys, of which the second one fits."""
+    make_key(tmp_path / "other")
+    sock = str(tmp_path / "agent")
+    agent = await asyncio.create_subprocess_exec("ssh-agent", "-D", "-a", sock, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        await asyncio.to_thread(wait_for_file, Path(sock))
+        monkeypatch.setenv("SSH_AUTH_SOCK", sock)
+        async with slurm(node[1], QUICK, key_file=None, agent=True) as system:
+            with pytest.raises(Unauthorised, match="no key"):
+                await ask(system)
+        for key in (tmp_path / "other", node[1].key_file):
+            add = await asyncio.create_subprocess_exec("ssh-add", "-q", str(key))
+            assert await add.wait() == 0
+        async with slurm(node[1], QUICK, key_file=None, agent=True) as system:
+            assert await ask(system) == ()
+    finally:
+        agent.terminate()
+        await agent.wait()
 
 
 # Cancelled callers, hostile names --------------------------------------------------------------------------------

@@ -441,24 +441,31 @@ def _shake_hands(transport: Any, host: str, seconds: float) -> None:
 
 def _authenticate(transport: Any, login: Login, host: str, user: str) -> None:
     """One key file is one try; an agent's keys are tried in turn on the same connection."""
-    keys = list(_keys(login))
-    if not keys:
-        raise Unauthorised(f"no key for {user} at {host}")
-    for key in keys:
-        try:
-            if not transport.auth_publickey(user, key):
-                return
-            raise Unauthorised(f"{host} wants more than a key from {user}")
-        except AuthenticationException as error:
-            last = error
-        except (SSHException, EOFError, OSError) as error:
-            raise Overloaded(f"{host} ended the login of {user}: {error}", retry_after_s=5.0) from error
-    raise Unauthorised(f"{host} does not accept the key of {user}") from last
+    refused: AuthenticationException | None = None
+    with _keys(login) as keys:
+        for key in keys:
+            try:
+                if not transport.auth_publickey(user, key):
+                    return
+                raise Unauthorised(f"{host} wants more than a key from {user}")
+            except AuthenticationException as error:
+                refused = error
+            except (SSHException, EOFError, OSError) as error:
+                raise Overloaded(f"{host} ended the login of {user}: {error}", retry_after_s=5.0) from error
+    if refused is None:
+        raise Unauthorised(f"the agent has no key for {user} at {host}")
+    raise Unauthorised(f"{host} does not accept the key of {user}") from refused
 
 
-def _keys(login: Login) -> Iterator[Any]:
+@contextlib.contextmanager
+def _keys(login: Login) -> Iterator[Sequence[Any]]:
+    """The keys of the account; those of an agent sign as long as the context lasts."""
     if login.key_file is None:
-        yield from paramiko.Agent().get_keys()
+        agent = paramiko.Agent()
+        try:
+            yield agent.get_keys()
+        finally:
+            agent.close()
         return
     try:
         key = paramiko.PKey.from_path(login.key_file)
@@ -466,7 +473,7 @@ def _keys(login: Login) -> Iterator[Any]:
             key.load_certificate(login.config.certificate_file)
     except (OSError, SSHException, ValueError, TypeError, paramiko.pkey.UnknownKeyType) as error:
         raise Unauthorised(f"the key file of {login.account} cannot be read: {type(error).__name__}") from error
-    yield key
+    yield (key,)
 
 
 def _algorithms(pinned: Sequence[tuple[str, str]], known: Sequence[str]) -> tuple[str, ...]:

@@ -5,9 +5,9 @@ One `squeue` tells about all jobs of an account, and one `sacct`, where there is
 not list any more. A job is its number and its tag together: numbers are used again, tags are not.
 """
 
-import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -110,9 +110,8 @@ class Logins:
         return self.at(self.account(owner))
 
     def at(self, account: str) -> Login:
-        loop = asyncio.get_running_loop()
         for other in self._logins.values():
-            other.close_if_idle(loop.time())
+            other.close_if_idle(time.monotonic())
         if account not in self._logins:
             key_file = self.config.key_file
             if self.config.people_keys is not None:
