@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 .PHONY: demo test lint mutants setup node clean
 
 demo: setup node
-	$(RUN) moorage sim run workshop-morning
+	$(RUN) moorage demo $(ARGS)
 
 test: setup node
 	UV=$(UV) sh tests/run.sh

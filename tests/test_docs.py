@@ -64,10 +64,10 @@ def test_commands_exist(words: tuple[str, ...]) -> None:
     """Each command that is shown answers `--help`; words after it are its arguments."""
     from click.testing import CliRunner
 
-    from moorage.cli import main
+    from moorage.cli import cli
 
     for length in range(len(words), 0, -1):
-        if CliRunner().invoke(main, [*words[:length], "--help"]).exit_code == 0:
+        if CliRunner().invoke(cli, [*words[:length], "--help"]).exit_code == 0:
             return
     pytest.fail(f"there is no command {' '.join(words)}")
 
