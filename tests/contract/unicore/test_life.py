@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from moorage.simulator.servers.unicore import SiteConfig, Timing
 
@@ -161,13 +162,15 @@ async def test_080_a_job_past_its_life_goes(api: Any) -> None:
     await api.eventually(gone)
 
 
+@pytest.mark.parametrize(
+    "config", [SiteConfig(timing=evolve(Timing.fast(), vanished_s=1.5, filesystem_s=0.5), execute="virtual")]
+)
 async def test_081_a_killed_job_is_noticed_late(api: Any, control: Any) -> None:
     """RUNNING is said for two grace times more; seconds here, minutes on a real server."""
     job = await api.submit({"Executable": "sleep 60"})
     document = await api.until(job, "RUNNING")
     await control.site.batch.cancel(document["batchSystemID"], "TIMEOUT")
-    timing = control.config.sites[0].timing
-    await asyncio.sleep((timing.vanished_s + timing.filesystem_s) / 2)
+    await asyncio.sleep(0.3)
     assert await api.status(job) == "RUNNING"
     document = await api.ended(job)
     assert document["status"] == "FAILED"
