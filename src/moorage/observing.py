@@ -18,12 +18,10 @@ from moorage.core.events import Observed, PathDoubted, StraySeen
 from moorage.core.machine import watches
 from moorage.core.model import (
     NEVER,
-    Alive,
     Connecting,
     Degraded,
     Doubt,
     DoubtReason,
-    Gone,
     Instant,
     JobId,
     Left,
@@ -38,7 +36,7 @@ from moorage.core.model import (
     parse_tag,
     tag_of,
 )
-from moorage.performing import Look, Performing, Post, SystemEntry, World, checked_sightings
+from moorage.performing import Look, Performing, Post, SystemEntry, World, checked_observation, checked_sightings
 from moorage.ports.errors import Malformed, PortError, StoreFailed
 from moorage.ports.store import Store
 from moorage.ports.system import Handle, Pushing
@@ -261,9 +259,12 @@ class Observing:
             return
         watched.interval_ms = interval
         observer.plan(watched, Instant(now + interval))
-        if isinstance(said, Alive | Gone | Doubt) and (watched.urgent or said != watched.told) and _is_news(said):
-            watched.told = said
-            self.post(watched.session, Observed(job, asked_at, said))
+        if said is None or (said == watched.told and not watched.urgent):
+            return
+        observation = checked_observation(said)
+        if observation is not None and _is_news(observation):
+            watched.told = observation
+            self.post(watched.session, Observed(job, asked_at, observation))
 
     async def _listen(self, observer: Observer, watch: Callable[[], AsyncIterator[JobId]]) -> None:
         """Hints of the system. They may lie, so a job is asked about earlier, but not more often than it may be."""

@@ -334,7 +334,15 @@ class Performing:
         finally:
             if submission is not None:
                 self.submissions.pop(spec.id, None)
+                if not submission.called:
+                    self._not_tried(spec.system)
         self.post(spec.id, event)
+
+    def _not_tried(self, name: SystemName) -> None:
+        """The submit that was let through a half-open breaker was never made: another one may try."""
+        lane = self.lanes.get((name, Kind.SUBMIT))
+        if lane is not None and lane.breaker is not None:
+            lane.breaker = evolve(lane.breaker, trying=None)
 
     async def _answer(self, spec: SessionSpec, effect: Effect) -> Event:
         match effect:

@@ -474,20 +474,23 @@ def request(owner: str = "ada", name: str = "", system: SystemName = A, **fields
 
 async def wait_for(runner: Runner, session: SessionId, *states: type, within_s: float = 3_600) -> Session:
     """The session once it is in one of these states; a sentence if it does not come there."""
-    deadline = asyncio.get_running_loop().time() + within_s
+    deadline, pause_s = asyncio.get_running_loop().time() + within_s, 0.01
     while True:
         found = (await runner.get(session)).session
         if isinstance(found.state, states):
             return found
-        assert asyncio.get_running_loop().time() < deadline, f"still {found.state}, wanted {states}"
-        await asyncio.sleep(0.01)
+        left_s = deadline - asyncio.get_running_loop().time()
+        assert left_s > 0, f"still {found.state}, wanted {states}"
+        await asyncio.sleep(pause_s)
+        pause_s = min(1.05 * pause_s, 0.25)
 
 
 async def wait_until(true: Callable[[], bool], within_s: float = 3_600) -> None:
-    deadline = asyncio.get_running_loop().time() + within_s
+    deadline, pause_s = asyncio.get_running_loop().time() + within_s, 0.01
     while not true():
         assert asyncio.get_running_loop().time() < deadline, "it did not become true"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause_s)
+        pause_s = min(1.05 * pause_s, 0.25)
 
 
 def now_s() -> float:
