@@ -260,22 +260,29 @@ def _bounded(log: str) -> str:
     return "\n".join(f"  | {line[:300]}" for line in lines)
 
 
+SAME_S = 2.0
+"""Interrupts so close together are one wish: `timeout` and some shells send the signal to the process and its group."""
+
+
 @contextlib.contextmanager
 def _signals(event: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C sets the event; the second one interrupts what waits."""
+    """The first Ctrl-C sets the event; a later one gives up waiting."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
+    first_at: list[float] = []
 
-    def first() -> None:
+    def caught() -> None:
+        if first_at and loop.time() - first_at[0] > SAME_S:
+            raise KeyboardInterrupt
+        first_at.append(loop.time())
         event.set()
-        loop.remove_signal_handler(signal.SIGINT)
 
-    loop.add_signal_handler(signal.SIGINT, first)
-    loop.add_signal_handler(signal.SIGTERM, event.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, caught)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
