@@ -72,10 +72,6 @@ class LazyGroup(click.Group):
 
 
 COMMANDS = {
-    "demo": (
-        "moorage.demo.command",
-        "A JupyterHub with simulated HPC systems on this machine, and real JupyterLab.",
-    ),
     "demo": ("moorage.demo.command", "A JupyterHub with simulated HPC systems on this machine, and real JupyterLab."),
     "check": ("moorage.cli.check", "Validate configuration, with every mistake and its place."),
     "schema": ("moorage.cli.schema", "Print the JSON Schema of moorage.yaml, for editors."),
