@@ -63,7 +63,7 @@ def test_form_start_progress_lab_and_a_cell(demo: Demo, visit: Visit) -> None:
     shot(page, "progress")
     accessible(page)
     page.reload()
-    assert page.locator("#progress-log li").first.is_visible()
+    page.wait_for_selector("#progress-log li, .jp-LauncherCard", timeout=60_000)
     page.wait_for_url("**/user/alice/first-steps/lab**", timeout=90_000)
     page.wait_for_selector(".jp-LauncherCard[title*='Python']", timeout=60_000)
     compute(page, "print(6 * 7)", "42")
@@ -146,12 +146,12 @@ def submitted(demo: Demo) -> list[str]:
 
 
 def test_a_session_in_the_queue_can_be_cancelled(demo: Demo, visit: Visit) -> None:
-    """All nodes are taken, so the job waits; cancelling is honest: afterwards there is no job."""
+    """Both nodes are taken, so the job waits; cancelling is honest: afterwards there is no job."""
     page = visit()
     new_session(page, "Waits")
-    page.select_option("#moorage-system", "uni")
-    page.select_option("#moorage-partition", "devel")
-    block = hold_the_only_node(demo)
+    page.select_option("#moorage-system", "juwels")
+    page.select_option("#moorage-partition", "gpus")
+    block = hold_all_nodes(demo)
     try:
         page.click("#moorage-start")
         page.wait_for_selector("#progress-log li")
@@ -165,8 +165,8 @@ def test_a_session_in_the_queue_can_be_cancelled(demo: Demo, visit: Visit) -> No
         block()
 
 
-def hold_the_only_node(demo: Demo) -> Any:
-    start_by_api(demo, "admin", "holder", system="uni", partition="devel")
+def hold_all_nodes(demo: Demo) -> Any:
+    start_by_api(demo, "admin", "holder", system="juwels", partition="gpus", nodes=2)
     wait_for_server(demo, "admin", "holder")
     return lambda: stop_by_api(demo, "admin", "holder")
 

@@ -17,6 +17,11 @@ function button(key, label, onclick, kind = "btn-outline-secondary") {
   return el("button", { type: "button", class: `btn btn-sm ${kind} me-1`, "aria-label": label, onclick }, t(key));
 }
 
+/** A button that does one action to a system. */
+function action(name, system) {
+  return button(`admin.${name}`, `${t(`admin.${name}`)}: ${system}`, () => act(name, system));
+}
+
 function table(id, label, heads, rows) {
   const body = rows.length ? rows : [el("tr", {}, el("td", { colspan: heads.length, class: "text-body-secondary" }, t("admin.nothing")))];
   // A table that is wider than the screen scrolls, also by keyboard.
@@ -38,9 +43,7 @@ function drawSystems() {
         cell(system.kind), cell(String(count)), cell(system.breaker && el("span", { class: `badge text-bg-${system.breaker === "closed" ? "success" : "danger"}` }, system.breaker)),
         cell(system.calls), cell(system.waiting), cell(el("span", { class: "moorage-quiet" }, Object.entries(system.outcomes ?? {}).map(([name, count]) => `${name} ${count}`).join(", "))),
         cell(button("admin.stop_all", `${t("admin.stop_all")}: ${system.name}`, () => act("stop_all", system.name, t("admin.confirm_stop_all", { system: system.name })), "btn-outline-danger"),
-          button(system.drained ? "admin.undrain" : "admin.drain", `${t("admin.drain")}: ${system.name}`, () => act(system.drained ? "undrain" : "drain", system.name)),
-          button(system.maintenance ? "admin.maintenance_off" : "admin.maintenance_on", `${t("admin.in_maintenance")}: ${system.name}`,
-            () => act(system.maintenance ? "maintenance_off" : "maintenance_on", system.name))));
+          action(system.drained ? "undrain" : "drain", system.name), action(system.maintenance ? "maintenance_off" : "maintenance_on", system.name)));
     }));
 }
 
