@@ -128,7 +128,9 @@ def _start(home: Path, started: "list[subprocess.Popen[bytes]]") -> Slurm:
     def start(*command: str | Path) -> None:
         log = (home / "log" / "start").open("ab")
         with log:
-            started.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+            # With a test that is killed they end as well.
+            words = ("setpriv", "--pdeathsig=KILL", *command)
+            started.append(subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
 
     start(
         *("munged", "--foreground", "--force", f"--key-file={munge / 'key'}", f"--socket={munge / 'socket'}"),

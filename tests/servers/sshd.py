@@ -92,7 +92,8 @@ def server(**settings: str) -> Iterator[Sshd]:
         (home / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
-                [program, "-D", "-e", "-f", home / "sshd_config"],
+                # With a test that is killed it ends as well.
+                ["setpriv", "--pdeathsig=TERM", program, "-D", "-e", "-f", home / "sshd_config"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -358,7 +358,7 @@ def _queue_row(record: str) -> Row | None:
     try:
         left_s = parse_span(left)
     except Strange:
-        return None
+        left_s = None  # a new word for "no limit" is no reason to doubt everything else
     return Row(number, state, user, comment, name, partition, left_s, _host(host), reason)
 
 

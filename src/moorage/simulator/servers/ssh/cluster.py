@@ -206,19 +206,19 @@ class Cluster:
         now = self._now()
         for rule in rules:
             for job in self._batch.jobs():
-                if rule.do == "requeue" and not job.request.requeue:
-                    continue
-                old = job.state is State.RUNNING and now - (job.start_at or now) >= rule.delay_s * 1000
-                if (
-                    old
-                    and (rule.times is None or self.faults.left(rule) > 0)
-                    and (job.id, rule.do) not in self._meddled_with
-                ):
+                if self._is_due(rule, job, now):
                     self._meddled_with.add((job.id, rule.do))
                     self._meddle_with(rule, job, now)
                     self.faults.count(rule)
         self._carry_out(self._batch.advance(self._now()))
         return bool(rules)
+
+    def _is_due(self, rule: Rule, job: Job, now: int) -> bool:
+        """Each rule is for each job once, and for those that have run long enough."""
+        if (job.id, rule.do) in self._meddled_with or (rule.do == "requeue" and not job.request.requeue):
+            return False
+        is_old = job.state is State.RUNNING and now - (job.start_at or now) >= rule.delay_s * 1000
+        return is_old and (rule.times is None or self.faults.left(rule) > 0)
 
     def _meddle_with(self, rule: Rule, job: Job, now: int) -> None:
         match rule.do:

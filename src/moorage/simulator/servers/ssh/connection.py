@@ -28,7 +28,7 @@ from paramiko.common import (
 )
 
 from . import commands
-from .cluster import Cluster
+from .cluster import MARKER, Cluster
 from .config import Account, NodeConfig
 from .faults import Faults, Rule
 from .files import Files
@@ -460,7 +460,7 @@ def _hang(node: Node, channel: Any) -> None:
 
 def _run_real(node: Node, account: Account, channel: Any, line: str) -> None:
     home = node.homes / account.name
-    environment = node.environment_of(account) | {"MOORAGE_SIM_NODE": f"{node.cluster.marker}-exec-"}
+    environment = node.environment_of(account) | {MARKER: f"{node.cluster.marker}-exec-"}
     with subprocess.Popen(  # noqa: S603 (running what is asked for is what a login node is for)
         ["/bin/sh", "-c", line],
         cwd=home,
