@@ -28,6 +28,12 @@ class SimClock:
             return Instant(EPOCH_MS + self._loop.now_ms)
         return Instant(EPOCH_MS + self._began + int((self._loop.now_ms - self._began) * self._rate))
 
+    def on_loop(self, at: Instant) -> int:
+        """When on the loop's time this clock shows `at`, at the earliest."""
+        if self._rate == 1.0:
+            return at - EPOCH_MS
+        return self._began + int((at - EPOCH_MS - self._began) / self._rate) + 1
+
     async def sleep_until(self, at: Instant) -> None:
         now = self.now()
         if at <= now:

@@ -6,15 +6,16 @@ from collections.abc import Awaitable, Callable
 from moorage.core.model import NEVER, Instant, SessionId
 
 from .calls import Killed, Life
-from .clock import EPOCH_MS
+from .clock import SimClock
 from .loop import VirtualLoop
 
 
 class SimWakeups:
-    """See `moorage.ports.wakeups.Wakeups`."""
+    """See `moorage.ports.wakeups.Wakeups`. Times are those of the process's own clock, which may be slow or fast."""
 
-    def __init__(self, loop: VirtualLoop, life: Life) -> None:
+    def __init__(self, loop: VirtualLoop, clock: SimClock, life: Life) -> None:
         self._loop = loop
+        self._clock = clock
         self._life = life
         self._planned: dict[SessionId, Instant] = {}
         self._due: asyncio.Queue[SessionId] = asyncio.Queue()
@@ -32,7 +33,7 @@ class SimWakeups:
             self._plan(session, not_before)
 
     def _plan(self, session: SessionId, at: Instant) -> None:
-        self._loop.call_at_ms(max(self._loop.now_ms, at - EPOCH_MS), self._wake, session, at)
+        self._loop.call_at_ms(max(self._loop.now_ms, self._clock.on_loop(at)), self._wake, session, at)
 
     def _wake(self, session: SessionId, at: Instant) -> None:
         planned = self._planned.get(session)

@@ -307,7 +307,7 @@ class World:
             entries[plan.name] = SystemEntry(system, plan.timeouts, calls=plan.calls)
         ports = Ports(
             store=SimStore(self.shelf, road),
-            wakeups=SimWakeups(self.loop, life),
+            wakeups=SimWakeups(self.loop, clock, life),
             clock=clock,
             choices=self.choices,
             hub=SimHub(self.hub, road),
