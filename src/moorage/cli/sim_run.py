@@ -1,5 +1,6 @@
 """`moorage sim run SCENARIO`"""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -64,6 +65,7 @@ def command(
         raise click.UsageError("--trace is for one seed")
     task = Task(scenario, faults, trace is not None)
     task.check()
+    _hush()
     numbers = range(seed, seed + seeds)
     done = [_watched(task, seed, not (as_json or digest))] if seeds == 1 else _many(task, numbers, jobs)
     if trace is not None:
@@ -197,7 +199,7 @@ def _many(task: Task, seeds: Sequence[int], jobs: int | None) -> list["Result"]:
     # Not by fork: a copy of this process would have its threads' locks without the threads.
     with (
         Progress(*columns, console=people(), transient=True) as progress,
-        multiprocessing.get_context("spawn").Pool(workers, _ignore_interrupts) as pool,
+        multiprocessing.get_context("spawn").Pool(workers, _begin_worker) as pool,
     ):
         bar = progress.add_task("seeds", total=len(seeds))
         for result in pool.imap_unordered(task.run, seeds):
@@ -207,9 +209,15 @@ def _many(task: Task, seeds: Sequence[int], jobs: int | None) -> list["Result"]:
     return sorted(done, key=lambda result: result.seed)
 
 
-def _ignore_interrupts() -> None:
+def _begin_worker() -> None:
     """Ctrl-C reaches every process of the terminal; only the first one is to answer it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _hush()
+
+
+def _hush() -> None:
+    """What the runner warns of is the simulated trouble itself; what it calls critical is a bug, and is shown."""
+    logging.getLogger("moorage").setLevel(logging.CRITICAL)
 
 
 # Results ---------------------------------------------------------------------------------------------------------

@@ -101,7 +101,9 @@ def test_the_trace_is_written(scenario: str, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("level", ["none", "light"])
 def test_what_goes_wrong_can_be_chosen(scenario: str, level: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sim", "run", scenario, "--faults", level, "--json"]) == Exit.FINE
-    said = told(capsys)
+    shown = capsys.readouterr()
+    assert shown.err == "", "simulated trouble is no news for a terminal"
+    said = json.loads(shown.out)
     assert said["faults"] == level
     assert (sum(said["faults_fired"].values()) == 0) == (level == "none")
 
