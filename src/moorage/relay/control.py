@@ -21,7 +21,7 @@ from attrs import asdict
 from moorage.core.model import FailureKind, SessionId
 from moorage.ports.errors import PortError, Refused
 
-from .peers import is_allowed
+from .peers import Peers
 from .server import Relay
 from .target import from_data
 
@@ -36,13 +36,13 @@ class Control:
     """Answers clients of the control socket."""
 
     def __init__(self, relay: Relay, stop: Callable[[], None]) -> None:
-        self._relay, self._stop = relay, stop
+        self._relay, self._stop, self._peers = relay, stop, Peers()
         self._writers: set[StreamWriter] = set()
 
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         """One client, until it goes. Its calls run side by side, and to their end even if it goes."""
         # The socket is in a directory of ours; asking who it is costs nothing.
-        if not is_allowed(frozenset(), writer.get_extra_info("socket")):
+        if not self._peers.admits(writer.get_extra_info("socket")):
             writer.transport.abort()
             return
         self._writers.add(writer)

@@ -20,6 +20,8 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS paths (session TEXT PRIMARY KEY, port INTEGER NOT NULL, target TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS resting (port INTEGER PRIMARY KEY, until REAL NOT NULL, session TEXT NOT NULL);
 """
+_PORTS = "SELECT session, port FROM paths"
+_RESTING = "SELECT port, until, session FROM resting"
 
 
 @frozen
@@ -43,23 +45,24 @@ class Ledger:
         self._wall_s = wall_s
         self._database = sqlite3.connect(file, isolation_level=None)
         self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _TABLES)
+        self._database.execute("DELETE FROM resting WHERE until <= ?", (wall_s(),))
+        # Both are asked for every new path, and written seldom.
+        self._ports = {SessionId(session): port for session, port in self._database.execute(_PORTS)}
+        self._resting = {port: (until, SessionId(session)) for port, until, session in self._database.execute(_RESTING)}
 
     def put(self, entry: Entry) -> None:
+        self._ports[entry.target.session] = entry.port
         row = (entry.target.session, entry.port, json.dumps(entry.target.as_data()))
         self._database.execute("INSERT OR REPLACE INTO paths VALUES (?, ?, ?)", row)
 
     def remove(self, session: SessionId) -> None:
         """Forget a path; its port rests."""
-        self.rest(session)
+        port = self._ports.pop(session, 0)
+        if port:
+            until = self._wall_s() + QUARANTINE_S
+            self._resting[port] = (until, session)
+            self._database.execute("INSERT OR REPLACE INTO resting VALUES (?, ?, ?)", (port, until, session))
         self._database.execute("DELETE FROM paths WHERE session = ?", (session,))
-
-    def rest(self, session: SessionId) -> None:
-        """The port of a path is not used by others for a while, though the path goes on at another."""
-        until = self._wall_s() + QUARANTINE_S
-        self._database.execute(
-            "INSERT OR REPLACE INTO resting SELECT port, ?, session FROM paths WHERE session = ? AND port > 0",
-            (until, session),
-        )
 
     def entries(self) -> Iterator[Entry]:
         """Every path; a row that cannot be read is left out, its session is opened anew by the Hub."""
@@ -71,12 +74,12 @@ class Ledger:
 
     def is_free(self, port: int, session: SessionId) -> bool:
         """Whether a session may have a port: nobody else has it, or has had it a short while ago."""
-        self._database.execute("DELETE FROM resting WHERE until <= ?", (self._wall_s(),))
-        for table in ("resting", "paths"):
-            query = f"SELECT 1 FROM {table} WHERE port = ? AND session <> ?"  # noqa: S608 - the names are ours
-            if self._database.execute(query, (port, session)).fetchone():
-                return False
-        return True
+        until, whose = self._resting.get(port, (0.0, session))
+        if until <= self._wall_s():
+            self._resting.pop(port, None)
+        elif whose != session:
+            return False
+        return port not in self._ports.values() or self._ports.get(session) == port
 
     def close(self) -> None:
         self._database.close()

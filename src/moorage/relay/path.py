@@ -1,7 +1,6 @@
 """One session's path: connections that come in, proven streams that wait for them, probes, and what is known of it."""
 
 import asyncio
-import logging
 from asyncio import Future, Task
 from collections import deque
 from collections.abc import Coroutine
@@ -17,12 +16,12 @@ from moorage.ports.errors import Overloaded, PortError, Refused, Unreachable
 from moorage.ports.tunnels import PathReport, ProbeResult
 
 from .gate import Knocker
-from .peers import is_allowed
+from .peers import Peers
 from .pump import Meter, Near, Stream
 from .sockets import connect
 from .target import Target
 
-_log = logging.getLogger(__name__)
+FIRST_RESTOCK_S = (0.2, 0.4)
 
 
 @frozen
@@ -65,14 +64,14 @@ class Path:
         knocker: Knocker,
         pace: Pace,
         chance: Random,
-        allowed: frozenset[int] = frozenset(),
+        peers: Peers,
     ) -> None:
         self.target, self.pace = target, pace
         self.meter = Meter()
         self.listener: asyncio.Server | None = None
         self.port = 0
         self.probes = 0
-        self._secret, self._knocker, self._chance, self._allowed = secret, knocker, chance, allowed
+        self._secret, self._knocker, self._chance, self._peers = secret, knocker, chance, peers
         self._loop = asyncio.get_running_loop()
         self._good_at: float | None = None
         self._lost, self._note = False, "not tried yet"
@@ -82,6 +81,7 @@ class Path:
         self._waiting: deque[Future[Stream]] = deque()
         self._dialing = 0
         self._retry: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._nears: set[Near] = set()
         self._streams: set[Stream] = set()
         self._tasks: set[Task[Any]] = set()
@@ -91,10 +91,15 @@ class Path:
 
     # Life ---------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Reach for the job: the first stream has its launcher start the lab, and waits for the first connection."""
+    def start(self, look_s: float | None = None) -> None:
+        """
+        Reach for the job: the first stream has its launcher start the lab, and waits for the first connection.
+
+        Args:
+            look_s: The first probe is made within this time; without it, whoever opened the path is expected to probe.
+        """
         self._restock()
-        self._plan(self._chance.uniform(0, min(1.0, self.pace.fresh_s)))
+        self._plan(self._chance.uniform(0, look_s) if look_s else self.pace.fresh_s * self._chance.uniform(0.5, 1.0))
 
     def lead_to(self, target: Target, secret: Secret) -> None:
         """From now on this path leads elsewhere; nothing of the old way is left."""
@@ -108,7 +113,7 @@ class Path:
         self._closed = True
         if self.listener is not None:
             self.listener.close()
-        for timer in (self._timer, self._retry):
+        for timer in (self._timer, self._retry, self._later):
             if timer is not None:
                 timer.cancel()
         self._cut()
@@ -147,14 +152,15 @@ class Path:
             stream = self._stock.popleft()
             if stream.usable:
                 near.join(stream)
-                self._restock()
+                self._restock_after(near)
                 return
-        self._wanted = min(self.pace.warm, max(1, self._wanted * 2))  # it had to wait: keep more of them
+        if self._streams or self._lost:  # it has to wait, and not only for the first one of all: keep more of them
+            self._wanted = min(self.pace.warm, max(1, self._wanted * 2))
         self._spawn(self._serve(near))
 
     def _may_come(self, near: Near) -> bool:
         """On loopback everybody can knock; the lab behind us belongs to one user of the Hub."""
-        return is_allowed(self._allowed, near.transport.get_extra_info("socket"))
+        return self._peers.admits(near.transport.get_extra_info("socket"))
 
     async def _serve(self, near: Near) -> None:
         waiting: Future[Stream] = self._loop.create_future()
@@ -173,6 +179,7 @@ class Path:
             self._offer(stream)
         else:
             near.join(stream)
+            self._restock_after(near)
 
     # Streams ------------------------------------------------------------------------------------------------
 
@@ -187,6 +194,13 @@ class Path:
         while self._dialing < need:
             self._dialing += 1
             self._spawn(self._dial())
+
+    def _restock_after(self, near: Near) -> None:
+        """The next one at once, but not after the very first: that is a check, and others are being opened now."""
+        if near.meter.connections > 1:
+            self._restock()
+        else:
+            self._later = self._loop.call_later(self._chance.uniform(*FIRST_RESTOCK_S), self._restock)
 
     async def _dial(self) -> None:
         try:

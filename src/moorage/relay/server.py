@@ -20,6 +20,7 @@ from moorage.ports.tunnels import PathReport, ProbeResult
 from .gate import Counter, Gates, Knocker
 from .ledger import Entry, Ledger
 from .path import Pace, Path
+from .peers import Peers
 from .sockets import listen
 from .target import Target
 
@@ -87,6 +88,7 @@ class Relay:
         self._directory, self._dialers, self._gates = directory, dialers, gates
         self._chance = chance or Random()  # noqa: S311 - jitter and the order of ports, nothing secret
         self._counter = Counter()
+        self._peers = Peers(self.settings.allowed_uids)
         self._ledger = Ledger(directory / "paths.sqlite")
         self._paths: dict[SessionId, Path] = {}
         self._opening: dict[SessionId, asyncio.Lock] = {}
@@ -96,7 +98,7 @@ class Relay:
         """Have every path of the ledger again, at its address. What cannot be had is left out and logged."""
         for entry in self._ledger.entries():
             try:
-                await self._open(entry.target, entry.port)
+                await self._open(entry.target, entry.port, look_s=1.0)
             except PortError as error:
                 if isinstance(error, Refused):
                     self._ledger.remove(entry.target.session)
@@ -148,11 +150,12 @@ class Relay:
             path.close()
         self._paths.clear()
         self._ledger.close()
+        self._peers.close()
         await asyncio.sleep(0)  # cancelled tasks end
 
     # Opening ------------------------------------------------------------------------------------------------
 
-    async def _open(self, target: Target, port: int) -> Route:
+    async def _open(self, target: Target, port: int, look_s: float | None = None) -> Route:
         dialer = self._dialers.get(target.system)
         if dialer is None:
             raise Refused(f"no way into system {target.system:.60} is configured")
@@ -166,11 +169,11 @@ class Relay:
         if path is not None:
             path.lead_to(target, secret)
         else:
-            knocker, allowed = Knocker(dialer, self._counter), self.settings.allowed_uids
-            path = Path(target, secret, knocker, self._pace(target.system), self._chance, allowed)
+            knocker = Knocker(dialer, self._counter)
+            path = Path(target, secret, knocker, self._pace(target.system), self._chance, self._peers)
             await self._listen(path, port)
             self._paths[target.session] = path
-            path.start()
+            path.start(look_s)
         self._ledger.put(Entry(target, path.port))
         return Route(self._address(path))
 

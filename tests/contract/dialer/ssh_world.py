@@ -102,7 +102,7 @@ async def listening(serve: Any = echo, socket: Path | None = None) -> AsyncItera
         tasks.add(task)
         try:
             await serve(reader, writer)
-        except asyncio.CancelledError:
+        except (OSError, asyncio.CancelledError):
             pass  # streams of Python 3.11 log a task that ends so
         finally:
             writer.transport.abort()

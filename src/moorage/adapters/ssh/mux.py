@@ -91,14 +91,46 @@ async def terminate(file: Path) -> None:
             await _ask(file, _Say.TERMINATE, 0)
 
 
-async def open_forward(file: Path, listen: str, host: str, port: int) -> None:
-    """Have the master listen on a unix socket (a name in its directory) for a port, or a socket, of the far side."""
-    await _ask(file, _Say.OPEN_FORWARD, 0, _LOCAL_FORWARD, listen, STREAM_LOCAL, host, port)
+class Control:
+    """A control connection that is kept, for adding and removing forwards. One request at a time."""
 
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._socket: socket.socket | None = None
+        self._answers: _Answers | None = None
+        self._turn = asyncio.Lock()
 
-async def close_forward(file: Path, listen: str, host: str, port: int) -> None:
-    """The opposite of `open_forward`, with the same words. The socket's file stays; streams go on."""
-    await _ask(file, _Say.CLOSE_FORWARD, 0, _LOCAL_FORWARD, listen, STREAM_LOCAL, host, port)
+    async def open_forward(self, listen: str, host: str, port: int) -> None:
+        """Have the master listen on a unix socket (a name in its directory) for a port or socket of the far side."""
+        await self._ask(_Say.OPEN_FORWARD, 0, _LOCAL_FORWARD, listen, STREAM_LOCAL, host, port)
+
+    async def close_forward(self, listen: str, host: str, port: int) -> None:
+        """The opposite of `open_forward`, with the same words. The socket's file stays; streams go on."""
+        await self._ask(_Say.CLOSE_FORWARD, 0, _LOCAL_FORWARD, listen, STREAM_LOCAL, host, port)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _ask(self, verb: _Say, *words: int | str) -> None:
+        async with self._turn:
+            try:
+                if self._socket is None or self._answers is None:
+                    self._socket = _connected(self._file)
+                    self._answers = _Answers(self._socket)
+                    self._socket.send(_hello())
+                    await self._answers.hello()
+                self._socket.send(_framed(verb, *words))
+                kind, text = await self._answers.next()
+            except OSError as error:
+                self.close()
+                raise MuxError(f"the master is gone: {error.strerror or error}") from error
+            except BaseException:  # an answer that is still to come would be taken for that of the next request
+                self.close()
+                raise
+        if kind != _Hear.OK:
+            raise MuxError(text or "the master refused")
 
 
 def connect(file: Path) -> socket.socket:

@@ -180,6 +180,7 @@ class _Master:
         self.node = node
         self.forwards: dict[_Place, _Forward] = {}
         self._process, self._file = process, file
+        self._control = mux.Control(file)
         self._told: deque[str] = deque(maxlen=50)
         self._refusals: deque[str] = deque(maxlen=50)
         self._count = 0
@@ -243,7 +244,7 @@ class _Master:
                 forward.doubted = False
             async with forward.turn:
                 if not forward.ready:
-                    await mux.open_forward(self._file, forward.name, *place)
+                    await self._control.open_forward(forward.name, *place)
                     forward.ready = True
             made = mux.connect(self._file.parent / forward.name)
         except BaseException:
@@ -284,7 +285,7 @@ class _Master:
     async def _remove(self, place: _Place, forward: _Forward) -> None:
         if forward.ready and self.alive:
             with contextlib.suppress(mux.MuxError):
-                await mux.close_forward(self._file, forward.name, *place)
+                await self._control.close_forward(forward.name, *place)
         (self._file.parent / forward.name).unlink(missing_ok=True)
 
     async def close(self) -> None:
@@ -304,6 +305,7 @@ class _Master:
                 forward.idle.cancel()
             self._forget(place, forward)
         await asyncio.gather(*self._tasks)
+        self._control.close()
         self._file.unlink(missing_ok=True)
 
     async def _logged_in(self) -> None:

@@ -51,9 +51,12 @@ class ParamikoConfig(LoginConfig):
     """Login nodes, reached without the `ssh` program."""
 
     window_mib: int = field(
-        default=64,
+        default=16,
         validator=[validators.ge(1), validators.le(1024)],
-        metadata=doc("bytes of one stream that may be under way, MiB; large ones help over long distances"),
+        metadata=doc(
+            "bytes of one stream that may be under way, MiB: what a second carries at most, times the round trip;"
+            " a reader that stalls can hold twice as much memory"
+        ),
     )
 
 
