@@ -134,7 +134,7 @@ def moorage_file(layout: Layout, login: dict[str, str]) -> dict[str, Any]:
         },
         "services": _services(),
         "limits": {"per_user": 5},
-        "timeouts": {"status_starting": "1s", "status_queued": "5s"},
+        "timeouts": {"status_starting": "1s", "status_queued": "5s", "confirm": "1s"},
     }
 
 
@@ -175,6 +175,7 @@ def _unicore(layout: Layout, site: str) -> dict[str, Any]:
                 "password": {"file": str(layout.directory / "site-password")},
             },
             "login_nodes": {"login": "login*"},
+            "directives_fixed": True,  # the simulated server passes GPUs on
         },
         "partitions": partitions,
         "projects": {"physics": {"description": "Physics"}, "climate": {"description": "Climate research"}},

@@ -11,6 +11,7 @@ Source of the ids: the fault catalogue of the reliability specification; swarm t
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from typing import Protocol
 
 from attrs import define, field, frozen
 
@@ -240,7 +241,7 @@ FIRES = (0.001, 0.01, 0.1, 0.25)
 class Quiet:
     """Nothing ever fires."""
 
-    def fires(self, kind: Kind) -> bool:
+    def fires(self, kind: Kind, place: str = "") -> bool:
         return False
 
     def enabled(self, kind: Kind) -> bool:
@@ -273,7 +274,7 @@ class Swarm:
     def enabled(self, kind: Kind) -> bool:
         return kind.name in self.rates
 
-    def fires(self, kind: Kind) -> bool:
+    def fires(self, kind: Kind, place: str = "") -> bool:
         return chance(self.source, self.rates.get(kind.name, 0.0), kind.name)
 
 
@@ -291,7 +292,7 @@ class Rates:
     def enabled(self, kind: Kind) -> bool:
         return self._rate(kind) > 0
 
-    def fires(self, kind: Kind) -> bool:
+    def fires(self, kind: Kind, place: str = "") -> bool:
         return chance(self.source, self._rate(kind), kind.name)
 
 
@@ -309,13 +310,18 @@ class Script:
     def enabled(self, kind: Kind) -> bool:
         return kind.name in self.names
 
-    def fires(self, kind: Kind) -> bool:
+    def fires(self, kind: Kind, place: str = "") -> bool:
         count = self.seen[kind.name]
         self.seen[kind.name] += 1
         return (kind.name, count) in self.plan
 
 
-Decider = Quiet | Swarm | Rates | Script
+class Decider(Protocol):
+    """Says whether a kind can fire at all, and whether it does at this opportunity."""
+
+    def enabled(self, kind: Kind) -> bool: ...
+
+    def fires(self, kind: Kind, place: str = "") -> bool: ...
 
 
 @frozen
@@ -416,7 +422,7 @@ class Faults:
 
     def _fires(self, kind: Kind, verb: str, place: str) -> bool:
         self.opportunities[kind.name] += 1
-        if not self.decider.fires(kind) and not self._rains(kind):
+        if not self.decider.fires(kind, place) and not self._rains(kind):
             return False
         self.ledger[kind.name] += 1
         self.last[kind.port] = self.now()

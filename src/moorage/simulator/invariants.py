@@ -195,7 +195,18 @@ def doubt_never_ends_a_session(_world: "World", saved: Saved) -> str | None:
         return None
     if isinstance(event, Woke):
         cause = after.state.cause
-        return None if cause in _POLICY else f"a wake-up ended it with the cause {cause.value}"
+        if cause not in _POLICY:
+            return f"a wake-up ended it with the cause {cause.value}"
+        timeouts, since = before.spec.timeouts, getattr(before.state, "since", before.spec.asked_at)
+        allowed_s, since = {
+            Cause.QUEUED_TOO_LONG: (timeouts.queued_s, since),
+            Cause.BOOT_TIMED_OUT: (timeouts.boot_s, since),
+            Cause.CONNECT_TIMED_OUT: (timeouts.connecting_s, since),
+            Cause.WAITED_TOO_LONG: (timeouts.waiting_s, before.spec.asked_at),
+        }[cause]
+        passed_s = (saved.at - since) / 1000
+        # The queue has a clock of its own: days of it are no reason to give up.
+        return None if passed_s >= allowed_s - 1 else f"{cause.value} after {passed_s:.0f} s of {allowed_s:.0f} s"
     if isinstance(before.state, _HAS_JOB):
         gone = isinstance(event, Observed | CancelAnswered) and isinstance(event.observation, Gone)
         absent = isinstance(event, Found)

@@ -68,7 +68,7 @@ class _Handle:
         return self.when_ms / 1000
 
 
-class VirtualLoop(_Loop):
+class VirtualLoop(_Loop):  # type: ignore[misc]  # see above
     """
     Runs callbacks in the order in which they became ready; timers of the same instant in the order of their making.
 
@@ -137,7 +137,7 @@ class VirtualLoop(_Loop):
     def create_future(self) -> "asyncio.Future[Any]":
         return asyncio.Future(loop=self)
 
-    def create_task(  # type: ignore[override]  # later versions of Python add arguments, which the task takes or not
+    def create_task(  # later versions of Python add arguments, which the task takes or not
         self, coro: Generator[Any, None, Answer] | Coroutine[Any, Any, Answer], **options: Any
     ) -> "asyncio.Task[Answer]":
         self._tasks += 1
@@ -227,7 +227,7 @@ class VirtualLoop(_Loop):
 
     def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
         if not self._closed:
-            self.create_task(generator.aclose())  # type: ignore[arg-type]  # typeshed gives `aclose` no Coroutine
+            self.create_task(generator.aclose())
 
     async def shutdown_asyncgens(self) -> None:
         generators = list(self._asyncgens)

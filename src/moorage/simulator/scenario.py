@@ -26,10 +26,11 @@ from .storms import STORMS, describe
 SHIPPED = Path(__file__).parent / "scenarios"
 """Scenarios that come with the package, found by their name."""
 
-_positive = validators.gt(0)
-_natural = validators.ge(0)
-_some = validators.min_len(1)
-_share = validators.and_(validators.ge(0), validators.le(1))
+# Without the type these would be checks of whole numbers only.
+_positive: Any = validators.gt(0)
+_natural: Any = validators.ge(0)
+_some: Any = validators.min_len(1)
+_share: Any = validators.and_(_natural, validators.le(1))
 
 KindName = Annotated[
     str,

@@ -408,6 +408,7 @@ def job_request(spec: SessionSpec, tag: Tag, account: str, partition: str, habit
         owner=account,
         partition=spec.partition or partition,
         nodes=spec.nodes,
+        exclusive=True,  # whole nodes, so that the number of nodes is the number of sessions
         walltime_ms=spec.walltime_s * 1000,
         term_ms=habits.term_ms,
         comment=tag,

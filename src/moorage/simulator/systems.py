@@ -92,6 +92,7 @@ class SimSystem:
             except BatchRefused as error:
                 raise Refused(f"{self.site.name} does not take the job: {error}") from error
             self.site.jobs[job].late = not waits
+            self._submitted(job)
             if self.happenings is not None:
                 self.happenings.after(self.site, self.site.jobs[job], now)
             return job
@@ -100,6 +101,9 @@ class SimSystem:
             return await self._call("submit", act, int(spec.timeouts.submit_s * 1000), "Submit")
         finally:
             waits = False
+
+    def _submitted(self, job: JobId) -> None:
+        """The job is there, the answer is not."""
 
     async def find(self, tag: Tag, owner: Owner) -> tuple[Sighting, ...]:
         def act(_verdict: Verdict) -> tuple[Sighting, ...]:
@@ -233,6 +237,10 @@ class PushingSystem(SimSystem):
         if not self._pushes.full():
             self._pushes.put_nowait(job)
 
+    def _submitted(self, job: JobId) -> None:
+        if self.happenings is not None and self.happenings.faults.happens("push", "submit"):
+            self.push(job)  # before anybody knows this job
+
     async def watch(self) -> AsyncIterator[JobId]:
         while True:
             yield await self._pushes.get()
@@ -316,7 +324,12 @@ class Happenings:
         node = run.nodes[0]
         site.batch.fail_node(node, when)
         back = when + self._between(60, 1_800)
-        site.timer(back, lambda: (site.batch.resume_node(node, site.clock()), site.advance(site.clock())))
+
+        def resume() -> None:
+            site.batch.resume_node(node, site.clock())
+            site.advance(site.clock())
+
+        site.timer(back, resume)
 
     def _between(self, low_s: float, high_s: float) -> int:
         return int(between(self.source, low_s, high_s, "when") * 1000)
