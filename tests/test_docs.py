@@ -28,8 +28,9 @@ def run(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_blocks_run(text: str, tmp_path: Path) -> None:
-    """As a program of its own, in an empty folder, with warnings as errors."""
-    (tmp_path / "example.py").write_text(text, encoding="utf-8")
+    """As a program of its own, in an empty folder, with warnings as errors; or as a part of jupyterhub_config.py."""
+    hub = "from traitlets.config import Config\nc = Config()\n" if text.startswith("c.") else ""
+    (tmp_path / "example.py").write_text(hub + text, encoding="utf-8")
     done = run([sys.executable, "-W", "error", "example.py"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -17,7 +17,7 @@ pytest.importorskip("playwright")
 pytest.importorskip("jupyterlab")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """One demonstration for all browser tests; afterwards nothing of it is left."""
     directory = tmp_path_factory.mktemp("demo")
@@ -47,8 +47,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 # The browser -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(demo: Demo) -> Iterator[Any]:
+    """
+    One browser for a module, and not for the session: while Playwright is there, its event loop counts as running in
+    this thread, and no other test of the process could run one.
+    """
     from playwright.sync_api import sync_playwright
 
     if CHROMIUM is None:

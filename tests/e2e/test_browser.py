@@ -83,8 +83,14 @@ def compute(page: Any, code: str, expected: str) -> None:
     editor = page.locator(".jp-Notebook .jp-Cell .cm-content").first
     editor.wait_for(timeout=60_000)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
-    editor.click()
-    page.keyboard.type(code)
+    # The lab draws its cells anew once the kernel is known, and what was typed before is gone then.
+    for _ in range(10):
+        editor.click()
+        page.keyboard.press("Control+A")
+        page.keyboard.type(code)
+        page.wait_for_timeout(500)
+        if editor.inner_text().strip() == code:
+            break
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(f".jp-OutputArea-output:has-text('{expected}')", timeout=60_000)
 

@@ -119,6 +119,10 @@ class Job:
     def status(self) -> dict[str, Any]:
         return dict(check_document(self.key, "status", self.tag, (self.directory / "status.json").read_text()))
 
+    def streams(self) -> int | None:
+        """How many streams the last report tells; `None` before the first one."""
+        return self.status()["streams"] if (self.directory / "status.json").exists() else None
+
     def stderr(self) -> str:
         return (self.directory / "stderr").read_text()
 
