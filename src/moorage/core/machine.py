@@ -325,7 +325,9 @@ def _starting(turn: "_Turn", state: Starting, event: Event) -> None:
         case Observed(job, _, Alive() as alive) if job == state.job.id:
             _seen_alive(turn, state, alive)
         case Woke() if turn.now >= _boot_deadline(turn.session, state):
-            _begin_stop(turn, Cause.BOOT_TIMED_OUT, Evidence("the launcher did not report where it listens"))
+            _begin_stop(
+                turn, Cause.BOOT_TIMED_OUT, Evidence(state.note or "the launcher did not report where it listens")
+            )
         case Woke() | Resumed() if turn.now >= state.due or isinstance(event, Resumed):
             turn.set(evolve(state, due=turn.answer_due()))
             turn.ask_about(ReadEndpoint, state.job.id)
@@ -334,14 +336,24 @@ def _starting(turn: "_Turn", state: Starting, event: Event) -> None:
 
 
 def _endpoint_read(turn: "_Turn", state: Starting, endpoint: Endpoint | None) -> None:
+    if endpoint is not None and not may_dial(turn.spec, state.job, endpoint):
+        _not_allowed(turn, state, endpoint)
+        return
     # An old path that is still being removed must not take the new one with it.
-    old_path = turn.has_left(Left.TUNNEL) or turn.has_left(Left.ROUTE)
-    if endpoint is None or old_path or not may_dial(turn.spec, state.job, endpoint):
+    if endpoint is None or turn.has_left(Left.TUNNEL) or turn.has_left(Left.ROUTE):
         turn.set(evolve(state, due=turn.soon(state.since)))
         return
     asked = turn.serial + 2  # the report comes first
     turn.go(Connecting(state.job, endpoint, turn.now, turn.answer_due(), asked, suspicion=state.suspicion))
     turn.ask(OpenTunnel, job=state.job.id, endpoint=endpoint)
+
+
+def _not_allowed(turn: "_Turn", state: Starting, endpoint: Endpoint) -> None:
+    """Said aloud, because it looks like a slow start and is a line missing in the configuration."""
+    where = repr(endpoint.host or endpoint.socket)[:100]
+    note = f"the job reports {where}, which is neither its node ({state.job.node}) nor an allowed destination"
+    tell = turn.set if note == state.note else turn.go
+    tell(evolve(state, due=turn.soon(state.since), note=note[:NOTE_LIMIT]))
 
 
 def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:

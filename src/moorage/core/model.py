@@ -335,12 +335,13 @@ class Queued:
 
 @frozen
 class Starting:
-    """The job runs; its launcher has not reported an endpoint. The boot clock runs."""
+    """The job runs; its launcher has not reported an endpoint that may be dialled (`note`). The boot clock runs."""
 
     job: Job
     since: Instant
     due: Instant
     suspicion: Suspicion | None = None
+    note: str = ""
 
 
 @frozen

@@ -46,7 +46,7 @@ def progress_of(state: State) -> Progress:
         case Queued():
             return Progress(name, 30, _with("in the queue", state.job.note))
         case Starting():
-            return Progress(name, 55, _with("starting", state.job.node and f"on {state.job.node}"))
+            return Progress(name, 55, _with("starting", state.note or (state.job.node and f"on {state.job.node}")))
         case Connecting():
             return Progress(name, 80, _with("connecting", state.note))
         case Ready():

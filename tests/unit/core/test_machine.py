@@ -290,6 +290,12 @@ def test_the_job_does_not_choose_where_the_tunnel_goes(host: str) -> None:
     life = Life().starting()
     life.take(events.EndpointRead(1, JOB, Endpoint(host, 22)))
     assert isinstance(life.state, Starting)
+    said = life.last(effects.Report).progress.text
+    assert said == f"starting: the job reports {host!r}, which is neither its node (n17) nor an allowed destination"
+    life.take(events.EndpointRead(1, JOB, Endpoint(host, 22)))
+    assert life.new == [], "once is enough"
+    life.wake(after_s=601)
+    assert life.state.evidence.note in said
 
 
 @pytest.mark.parametrize(
