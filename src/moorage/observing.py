@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
@@ -278,8 +279,13 @@ class Observing:
                         last = Instant(0) if watched.asked_at is None else watched.asked_at
                         observer.plan(watched, Instant(max(clock.now(), last + least_ms)))
             except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                log.info("%s: pushes were given up by the adapter", observer.name)
+            except (KeyboardInterrupt, GeneratorExit):
                 raise
-            except Exception as error:  # noqa: BLE001 (hints are worth nothing more than another try)
+            except BaseException as error:  # noqa: BLE001 (hints are worth nothing more than another try)
                 log.info("%s: pushes ended: %s", observer.name, error)
             await clock.sleep_until(Instant(clock.now() + pause_ms))
 
@@ -363,7 +369,7 @@ class Observing:
             for owner in _one_per_account(observer):
                 began = clock.now()
                 if await self._sweep_account(observer, owner):
-                    complete[observer.entry.system.account(owner)] = began
+                    complete[_account(observer, owner)] = began
             self._swept(observer, complete)
             await clock.sleep_until(Instant(clock.now() + int(timeouts.sweep_s * 1000)))
 
@@ -374,7 +380,7 @@ class Observing:
         Args:
             complete: When the lookup on behalf of an account began that was answered.
         """
-        timeouts, account = observer.entry.timeouts, observer.entry.system.account
+        timeouts, account = observer.entry.timeouts, partial(_account, observer)
         late_ms = int(1000 * (timeouts.submit_s + timeouts.horizon_s))
         sessions = [known for known in map(self.look, observer.sessions) if known is not None]
         busy = {account(session.spec.key.owner) for session in sessions}
@@ -450,17 +456,36 @@ def _may_have_path(session: Session) -> bool:
 
 def _checked_paths(found: object) -> Mapping[SessionId, PathReport]:
     """The relay's answer; one of another type must not end the check of all paths."""
-    if not isinstance(found, Mapping) or not all(isinstance(each, PathReport) for each in found.values()):
+    if not isinstance(found, Mapping) or not all(map(_is_report, found.values())):
         raise Malformed("the relay answered with something else than its paths")
     return found
+
+
+def _is_report(each: object) -> bool:
+    return (
+        isinstance(each, PathReport)
+        and (each.good_age_s is None or isinstance(each.good_age_s, int | float))
+        and isinstance(each.lost, bool)
+        and isinstance(each.note, str)
+    )
 
 
 def _one_per_account(observer: Observer) -> list[Owner]:
     """Owners to look on behalf of: people with one account see the same jobs."""
     accounts: dict[str, Owner] = {}
     for owner in observer.owners:
-        accounts.setdefault(observer.entry.system.account(owner), owner)
+        accounts.setdefault(_account(observer, owner), owner)
     return list(accounts.values())
+
+
+def _account(observer: Observer, owner: Owner) -> str:
+    """The account that acts for this person; an adapter that fails to say gets every person swept for."""
+    try:
+        account = observer.entry.system.account(owner)
+    except Exception as error:
+        log.critical("an adapter raised what it may not", exc_info=error)
+        return owner
+    return account if isinstance(account, str) else owner
 
 
 def _attempt_of(session: Session, job: JobId) -> int:

@@ -263,7 +263,7 @@ def test_what_the_launcher_says_is_foreign_too() -> None:
     @in_virtual_time
     async def story() -> None:
         world = World()
-        for name, worth in (("port", float("inf")), ("port", "none"), ("nonce", None), ("host", None)):
+        for name, worth in (("port", float("inf")), ("port", "none"), ("nonce", None)):
 
             def file(job: object, asked: str, name: str = name, worth: object = worth) -> bytes | None:
                 from tests.unit.runner.doubles import proven
