@@ -171,11 +171,13 @@ class Observing:
         if observer is None:
             return
         now = self.ports.clock.now()
+        if session.attempt:
+            # Also without a job that we know of: a submit that was given up may come to something very late.
+            observer.owners[session.spec.key.owner] = now
         wanted = watches(session, now)
         before = observer.sessions.get(session.id, ())
         if not wanted and not before:
             return
-        observer.owners[session.spec.key.owner] = now
         for watch in wanted:
             self._watch(observer, session, watch.job, watch.interval_ms, watch.urgent, now)
         jobs = tuple(watch.job for watch in wanted)
