@@ -69,9 +69,15 @@ class Deployment:
         return found
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        for pid in self.pids():
-            os.kill(pid, number)
-        eventually(lambda: not self.pids(), "the relay to be gone")
+        def gone() -> bool:
+            """One that lost the race for the lock may come up after the first look."""
+            pids = self.pids()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            return not pids
+
+        eventually(gone, "the relay to be gone")
 
     def log(self) -> str:
         return (self.relay_directory / LOG_NAME).read_text()

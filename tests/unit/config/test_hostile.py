@@ -1,6 +1,7 @@
 """Hostile and broken files are refused with a readable error, in bounded time and memory (T13, T15, F-G1)."""
 
 import errno
+import gc
 import os
 import socket
 import time
@@ -105,10 +106,14 @@ def test_it_is_refused_within_bounds(
     assert words in str(error)
     assert len(str(error)) < 200_000
     assert all(problem.file == str(file) for problem in error.problems)
-    # The limit is 0.1 s; five times that, because other tests run beside this one.
+    # The limit is 0.1 s; five times that, because other tests run beside this one. What collecting the garbage of all
+    # tests before would take is not the file's fault.
+    gc.disable()
     begin = time.process_time()
     refuse()
-    assert time.process_time() - begin < 0.5
+    took_s = time.process_time() - begin
+    gc.enable()
+    assert took_s < 0.5
     # Tracing makes reading several times slower, so it is left out where the file is too small to need the memory:
     # a node costs less than 1 kB.
     if file.stat().st_size > 20_000 or len(events) > 1_000:

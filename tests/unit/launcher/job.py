@@ -31,10 +31,18 @@ TAG = "m0moorage" + "a" * 26 + "0001"
 
 
 def eventually(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Wait until it is true; what looks into a report that is not written yet is not true yet."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not _holds(condition):
         assert time.monotonic() < deadline, f"gave up waiting for {what}"
         time.sleep(0.02)
+
+
+def _holds(condition: Callable[[], object]) -> bool:
+    try:
+        return bool(condition())
+    except FileNotFoundError:
+        return False
 
 
 def read_line(stream: socket.socket) -> bytes:
@@ -118,10 +126,6 @@ class Job:
 
     def status(self) -> dict[str, Any]:
         return dict(check_document(self.key, "status", self.tag, (self.directory / "status.json").read_text()))
-
-    def streams(self) -> int | None:
-        """How many streams the last report tells; `None` before the first one."""
-        return self.status()["streams"] if (self.directory / "status.json").exists() else None
 
     def stderr(self) -> str:
         return (self.directory / "stderr").read_text()

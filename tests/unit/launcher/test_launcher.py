@@ -123,7 +123,7 @@ def test_an_aborted_stream_ends_at_the_lab_and_harms_no_other(job):
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.close()
     assert job.get("/still").endswith(b"/still")
-    job.eventually(lambda: job.streams() == 0, "the stream to be forgotten")
+    job.eventually(lambda: job.status()["streams"] == 0, "the stream to be forgotten")
 
 
 # The gate ----------------------------------------------------------------------------------------------------
