@@ -7,6 +7,7 @@ from tests.unit.runner.doubles import (
     FULL_DISK,
     A,
     World,
+    expecting,
     first,
     hang,
     in_virtual_time,
@@ -18,9 +19,23 @@ from tests.unit.runner.doubles import (
     wait_until,
 )
 
-from moorage.core.events import EffectFailed, StopAsked, StraySeen, Submitted
+from moorage.core.events import EffectFailed, Observed, StopAsked, StraySeen, Submitted
 from moorage.core.limits import Limits
-from moorage.core.model import Cause, Desired, Ended, FailureKind, Ready, SessionId, Stopping, Submitting, Waiting
+from moorage.core.model import (
+    Alive,
+    Cause,
+    Desired,
+    Ended,
+    FailureKind,
+    JobId,
+    Phase,
+    Queued,
+    Ready,
+    SessionId,
+    Stopping,
+    Submitting,
+    Waiting,
+)
 from moorage.ports.errors import StoreFailed, Unreachable
 
 
@@ -232,3 +247,55 @@ async def test_a_stop_behind_an_event_that_cannot_be_saved_is_carried_out_too() 
         events = [type(entry.event) for entry in world.store.logs[session]]
         assert events.count(StopAsked) == 1
         await wait_for(runner, session, Ended)
+
+
+@in_virtual_time
+async def test_a_bug_met_by_one_event_does_not_keep_the_others_waiting() -> None:
+    """Who caused it is told, and the stop behind it is carried out."""
+    world = World()
+    with expecting("a part of the runner died"):
+        async with world.runner() as runner:
+            session = await runner.start(request())
+            await wait_for(runner, session, Ready)
+            await asyncio.sleep(1)
+            world.store.scripts["save"] = first(raising(TypeError("a bug")))
+            outcomes = await asyncio.wait_for(
+                asyncio.gather(*(runner.stop(session, by) for by in "ab"), return_exceptions=True), 5
+            )
+            assert [type(each) for each in outcomes] == [TypeError, type(None)]
+            await wait_for(runner, session, Ended)
+
+
+@in_virtual_time
+async def test_of_readings_that_wait_only_the_newest_of_each_job_is_handled() -> None:
+    world = World()
+    world.site.starts = False
+    async with world.runner() as runner:
+        session = await runner.start(request())
+        await wait_for(runner, session, Queued)
+        world.store.latency_s = 1
+        job, other = JobId("alpha-1"), JobId("alpha-2")
+        for number in range(5):
+            for each in (job, other):
+                alive = Alive(Phase.PENDING, note=f"place {9 - number}")
+                runner.post(session, Observed(each, runner.ports.clock.now(), alive))
+        assert len(runner.live[session].mailbox) == 2
+        await asyncio.sleep(5)
+        said = [entry.event for entry in world.store.logs[session] if isinstance(entry.event, Observed)]
+        assert [each.observation.note for each in said if each.observation.note] == ["place 5"]
+
+
+@in_virtual_time
+async def test_a_session_that_is_being_created_is_known_once_it_is_saved() -> None:
+    world = World()
+    world.store.latency_s = 1
+    async with world.runner() as runner:
+        start = asyncio.ensure_future(runner.start(request()))
+        await asyncio.sleep(0.5)
+        session = next(iter(runner.live))
+        stop = asyncio.ensure_future(runner.stop(session))
+        assert (await runner.get(session)).version >= 1
+        await stop
+        assert await start == session
+        await wait_for(runner, session, Ended)
+        assert world.site.count("submit") == 0
