@@ -9,6 +9,7 @@ const message = document.getElementById("progress-message");
 const log = document.getElementById("progress-log");
 const options = document.getElementById("moorage-options");
 let row = null;
+let leaving = false; // after a cancel we go home; a reload at the same moment would win over that
 
 function show({ rows, steps }) {
   row = rows.find((each) => each.server === server);
@@ -22,7 +23,7 @@ function show({ rows, steps }) {
   drawSteps(steps);
   drawOptions();
   // Ready, or over: the Hub's own page for either is at this very address.
-  if (row.hub === "ready" || (!row.hub && !row.going)) window.location.reload();
+  if (!leaving && (row.hub === "ready" || (!row.hub && !row.going))) window.location.reload();
   if (row.hub === "stop") { message.textContent = t("progress.cancelling"); }
 }
 
@@ -38,7 +39,7 @@ function drawOptions() {
 }
 
 document.getElementById("moorage-cancel")?.addEventListener("click", async (event) => {
-  event.target.disabled = true;
+  event.target.disabled = leaving = true;
   message.textContent = t("progress.cancelling");
   try {
     if (row?.hub) await call("DELETE", path("api", "users", user, ...(server ? ["servers", server] : ["server"])));
@@ -46,7 +47,7 @@ document.getElementById("moorage-cancel")?.addEventListener("click", async (even
     window.location = path("home");
   } catch (error) {
     failed(error);
-    event.target.disabled = false;
+    event.target.disabled = leaving = false;
   }
 });
 
