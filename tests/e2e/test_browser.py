@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from demoworld import Demo, Visit, accessible, shot  # type: ignore[import-not-found]
 
+# One demonstration serves all of them, so they run in one process.
+pytestmark = pytest.mark.xdist_group("browser")
+
 NEW = "#moorage-new-name"
 
 
