@@ -251,17 +251,23 @@ class Performing:
 
     # Effects ----------------------------------------------------------------------------------------------------------
 
-    def start(self, session: SessionId, spec: SessionSpec, effects: Iterable[Effect]) -> None:
-        """Start every effect, in order; each ends in one event for the session."""
+    def start(self, session: SessionId, spec: SessionSpec, effects: Iterable[Effect], told: bool = True) -> None:
+        """
+        Start every effect, in order; each ends in one event for the session.
+
+        Args:
+            told: `False` for what is done although it cannot be saved. It is done again after the save, under the same
+                number, and its first answer must not be taken for that of the second.
+        """
         for effect in effects:
             if isinstance(effect, Report):
                 self._report(spec, effect.progress)
                 continue
-            task = self._in_turn(spec, effect)
+            task = self._in_turn(spec, effect, told)
             if isinstance(effect, Submit):
                 self.submissions[session] = _Submission(task)
 
-    def _in_turn(self, spec: SessionSpec, effect: Effect) -> "asyncio.Task[None]":
+    def _in_turn(self, spec: SessionSpec, effect: Effect, told: bool) -> "asyncio.Task[None]":
         """
         Perform one effect after the one before it that concerns the same thing.
 
@@ -270,9 +276,9 @@ class Performing:
         """
         thing = _THINGS.get(type(effect))
         if thing is None:
-            return self._spawn(self._perform(spec, effect))
+            return self._spawn(self._perform(spec, effect, told))
         before = self.turns.get((spec.id, thing))
-        task = self._spawn(self._perform(spec, effect, before))
+        task = self._spawn(self._perform(spec, effect, told, before))
         self.turns[spec.id, thing] = task
         task.add_done_callback(lambda _task: self._turn_over(spec.id, thing, task))
         return task
@@ -310,7 +316,9 @@ class Performing:
         if not task.cancelled() and task.exception() is not None:
             log.critical("performing an effect failed with a bug", exc_info=task.exception())
 
-    async def _perform(self, spec: SessionSpec, effect: Effect, before: "asyncio.Task[None] | None" = None) -> None:
+    async def _perform(
+        self, spec: SessionSpec, effect: Effect, told: bool, before: "asyncio.Task[None] | None" = None
+    ) -> None:
         submission = self.submissions.get(spec.id) if isinstance(effect, Submit) else None
         try:
             if before is not None:
@@ -336,7 +344,8 @@ class Performing:
                 self.submissions.pop(spec.id, None)
                 if not submission.called:
                     self._not_tried(spec.system)
-        self.post(spec.id, event)
+        if told:
+            self.post(spec.id, event)
 
     def _not_tried(self, name: SystemName) -> None:
         """The submit that was let through a half-open breaker was never made: another one may try."""
@@ -366,18 +375,18 @@ class Performing:
                 return TunnelOpened(number, await self._open(spec, effect))
             case Probe(number=number):
                 return await self._probe(spec, number)
-            case CloseTunnel():
+            case CloseTunnel(number=number):
                 await self._bounded(spec.timeouts.tunnel_close_s, lambda: self.ports.tunnels.close(spec.id))
-                return TunnelClosed()
+                return TunnelClosed(number)
             case Publish(route=route):
                 await self._bounded(spec.timeouts.call_s, lambda: self.ports.hub.publish(spec, route))
                 return Published(route)
-            case Withdraw():
+            case Withdraw(number=number):
                 await self._bounded(spec.timeouts.call_s, lambda: self.ports.hub.withdraw(spec))
-                return Withdrawn()
-            case Revoke():
+                return Withdrawn(number)
+            case Revoke(number=number):
                 await self._bounded(spec.timeouts.call_s, lambda: self.ports.credentials.revoke(spec.id))
-                return Revoked()
+                return Revoked(number)
             case Report():
                 raise AssertionError("reports are lossy and have no answer")
             case _:

@@ -296,7 +296,7 @@ class Runner:
                     saved.set_result(None)
         finally:
             live.worker = None
-            if live.mailbox and not self.closing:
+            if live.mailbox and not self.closing and _loop_runs():
                 live.worker = self.spawn(self._work(live))  # a bug met one event; the others are not to blame
             elif live.session is None or live.session.over:
                 self._forget(live)
@@ -357,7 +357,7 @@ class Runner:
         for each, follows in decisions:
             if not any(each is other for other in removed):
                 removed.append(each)
-                self.performing.start(live.id, follows.session.spec, only(follows.effects, REMOVING))
+                self.performing.start(live.id, follows.session.spec, only(follows.effects, REMOVING), told=False)
 
     async def _save(self, live: Live, event: Event, decision: Decision, now: Instant) -> None:
         before, after = live.session, decision.session
@@ -617,6 +617,15 @@ def _fail(waiting: "asyncio.Future[None] | None", error: BaseException) -> None:
 
 def _closed() -> StoreFailed:
     return StoreFailed("this process is ending and has not seen it saved")
+
+
+def _loop_runs() -> bool:
+    """False when a worker that nobody ended is cleaned up after its loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def only(effects: Iterable[Effect], kinds: tuple[type, ...]) -> tuple[Effect, ...]:

@@ -156,12 +156,18 @@ DECODERS: dict[type, Decoder] = {
     events.LogRead: lambda d, s, n: events.LogRead(job_of(d, s), "the end of the log"),
     events.Removed: lambda d, s, n: events.Removed(job_of(d, s)),
     events.PathDoubted: lambda d, s, n: events.PathDoubted("nothing comes through"),
-    events.TunnelClosed: lambda d, s, n: events.TunnelClosed(),
-    events.Withdrawn: lambda d, s, n: events.Withdrawn(),
-    events.Revoked: lambda d, s, n: events.Revoked(),
+    events.TunnelClosed: lambda d, s, n: events.TunnelClosed(_removal(d, s)),
+    events.Withdrawn: lambda d, s, n: events.Withdrawn(_removal(d, s)),
+    events.Revoked: lambda d, s, n: events.Revoked(_removal(d, s)),
     events.Resumed: lambda d, s, n: events.Resumed(),
 }
 """How each class of event is made. One that is not here fails `test_every_event_is_in_the_alphabet`."""
+
+
+def _removal(draw: Draw, session: Session) -> int:
+    """Mostly the number of something that is being removed."""
+    asked = [left.asked for left in session.residue] or [0]
+    return draw.of(draw.of(*asked), session.serial, 1)
 
 
 def _found(draw: Draw, session: Session, now: Instant) -> Event:

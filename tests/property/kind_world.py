@@ -128,13 +128,13 @@ class KindWorld:
             case effects.Probe():
                 return [events.Probed(effect.number, good=True)]
             case effects.CloseTunnel():
-                return [events.TunnelClosed()]
+                return [events.TunnelClosed(effect.number)]
             case effects.Publish():
                 return [events.Published(effect.route)]
             case effects.Withdraw():
-                return [events.Withdrawn()]
+                return [events.Withdrawn(effect.number)]
             case effects.Revoke():
-                return [events.Revoked()]
+                return [events.Revoked(effect.number)]
             case effects.Report():
                 return []
             case _:

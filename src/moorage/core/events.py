@@ -128,7 +128,9 @@ class PathDoubted:
 
 @frozen
 class TunnelClosed:
-    """The relay has no listener of this session."""
+    """The relay has no listener of this session. `number` is that of the effect, here and below."""
+
+    number: int
 
 
 @frozen
@@ -142,10 +144,14 @@ class Published:
 class Withdrawn:
     """The Hub has forgotten the address."""
 
+    number: int
+
 
 @frozen
 class Revoked:
     """Every credential made for the session is refused from now on."""
+
+    number: int
 
 
 @frozen

@@ -813,12 +813,12 @@ def _anywhere(turn: "_Turn", event: Event) -> None:
             _job_reading(turn, job, asked_at, observation)
         case EffectFailed(effect, failure):
             _residue_failed(turn, effect, failure)
-        case TunnelClosed():
-            turn.drop(Left.TUNNEL)
-        case Withdrawn():
-            turn.drop(Left.ROUTE)
-        case Revoked():
-            turn.drop(Left.SECRET)
+        case TunnelClosed(number):
+            turn.drop_asked(Left.TUNNEL, number)
+        case Withdrawn(number):
+            turn.drop_asked(Left.ROUTE, number)
+        case Revoked(number):
+            turn.drop_asked(Left.SECRET, number)
         case Removed(job):
             turn.drop(Left.FILES, job)
         case LogRead(job, text):
@@ -945,6 +945,10 @@ class _Turn:
 
     def drop(self, kind: Left, job: JobId | None = None) -> None:
         self.residue = [left for left in self.residue if left.kind is not kind or left.job != job]
+
+    def drop_asked(self, kind: Left, number: int) -> None:
+        """Only the try under way may say so: an older answer says nothing about what was made after it."""
+        self.residue = [left for left in self.residue if left.kind is not kind or left.asked != number]
 
     def has_left(self, kind: Left) -> bool:
         return any(left.kind is kind for left in self.residue)

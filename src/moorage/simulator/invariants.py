@@ -390,9 +390,14 @@ def limits_hold_under_races(world: "World", saved: Saved) -> str | None:
 
 
 def one_session_per_key(world: "World", saved: Saved) -> str | None:
-    """I44: two starts under one name are one session; a new one begins only when the old one is ending."""
+    """
+    I44: two starts under one name are one session; a new one begins only when the old one is ending.
+
+    Of one process: names are the Hub's, and a Hub is one. Two processes that are both asked (storm S8) are not held to
+    it; what they must not do is change each other's sessions.
+    """
     after, event = saved.session, saved.event
-    if event is not None:
+    if event is not None or len(world.processes) > 1:
         return None
     for id_ in world.shelf.open:
         other = world.shelf.sessions[id_].session
@@ -447,7 +452,7 @@ def a_stop_is_honest(world: "World", saved: Saved) -> str | None:
         return None
     known_since = saved.at - int(after.spec.timeouts.horizon_s * 1000)
     for _, job in jobs_of(list(world.sites.values()), after.id):
-        if job.lied or job.removed or job.visible_at > known_since:
+        if job.lied or job.removed or job.visible_at > known_since or _too_late(world, job):
             continue
         if any(left.job == job.id for left in after.residue):
             continue
@@ -520,9 +525,16 @@ def checks_for(kinds: Kinds) -> tuple[Check, ...]:
 
 
 def never_two_live_jobs(world: "World", job: SiteJob) -> str | None:
-    """I1: a second job of a session is created only when the first is being removed, or was called over by its site."""
+    """
+    I1: a second job of a session is created only when the first is being removed, or was called over by its site.
+
+    A request that was under way for longer than the visibility horizon is beyond every lookup: the job of an attempt
+    that was given up is no breach then. It is never admitted (`never_two_serving_labs`), and found by the sweep.
+    """
     assert job.session is not None
     stored = world.shelf.sessions.get(job.session)
+    if stored is not None and job.attempt < stored.session.attempt:
+        return None
     for _, other in jobs_of(list(world.sites.values()), job.session):
         if other is job or other.cancelled or other.lied:
             continue

@@ -162,13 +162,13 @@ class World:
             case fx.Probe():
                 return ev.Probed(effect.number, self.quiet or self.choices.random() < 0.7, "")
             case fx.CloseTunnel():
-                return ev.TunnelClosed()
+                return ev.TunnelClosed(effect.number)
             case fx.Publish():
                 return ev.Published(effect.route)
             case fx.Withdraw():
-                return ev.Withdrawn()
+                return ev.Withdrawn(effect.number)
             case fx.Revoke():
-                return ev.Revoked()
+                return ev.Revoked(effect.number)
             case _:
                 return ev.Woke()
 

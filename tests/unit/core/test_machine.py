@@ -68,15 +68,15 @@ def test_a_stop_takes_everything_away_before_the_end() -> None:
     life = Life().ready()
     life.take(events.StopAsked("ada"))
     assert left(life) == {Left.TUNNEL, Left.ROUTE, Left.JOB, Left.SECRET}
-    life.take(events.TunnelClosed())
-    life.take(events.Withdrawn())
+    life.take(events.TunnelClosed(life.last(effects.CloseTunnel).number))
+    life.take(events.Withdrawn(life.last(effects.Withdraw).number))
     life.take(events.CancelAnswered(JOB, life.now, Gone(EndReason.CANCELLED)))
     assert isinstance(life.state, Stopping), "one reading is not enough"
     life.seen(observation=Gone(EndReason.CANCELLED), after_s=6)
     assert isinstance(life.state, Ended)
     assert life.state.cause is Cause.STOPPED
     assert left(life) == {Left.SECRET, Left.FILES}
-    life.take(events.Revoked())
+    life.take(events.Revoked(life.last(effects.Revoke).number))
     life.take(events.Removed(JOB))
     assert life.decision.session.over
     assert life.decision.wake_at == NEVER
@@ -351,7 +351,7 @@ def test_no_new_path_before_the_old_one_is_gone() -> None:
     life.seen()
     life.take(events.EndpointRead(1, JOB, ENDPOINT))
     assert isinstance(life.state, Starting)
-    life.take(events.TunnelClosed())
+    life.take(events.TunnelClosed(life.last(effects.CloseTunnel).number))
     life.wake()
     assert isinstance(life.take(events.EndpointRead(1, JOB, ENDPOINT)), Connecting)
 
@@ -556,6 +556,18 @@ def test_what_cannot_be_removed_is_tried_again_ever_more_rarely() -> None:
     assert Left.SECRET in left(life)
     tries = next(each.tries for each in life.decision.session.residue if each.kind is Left.SECRET)
     assert tries == 1
+
+
+def test_an_older_answer_says_nothing_about_what_was_made_after_it() -> None:
+    """A revocation that was made while the store was full is answered late; the one that counts has failed."""
+    life = Life().queued()
+    life.take(events.StopAsked())
+    revoke = life.last(effects.Revoke)
+    life.take(events.Revoked(revoke.number - 1))
+    assert Left.SECRET in left(life)
+    life.take(events.EffectFailed(revoke, Failure(FailureKind.UNREACHABLE)))
+    life.take(events.Revoked(revoke.number))
+    assert Left.SECRET in left(life)
 
 
 def test_a_living_job_of_an_ended_session_is_cancelled() -> None:
