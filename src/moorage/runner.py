@@ -327,7 +327,8 @@ class Runner:
                     break
                 decision = step(before, event, now)
                 if decision.session is before:
-                    if isinstance(event, Woke):
+                    # Not the planned wake-up: another process's decision was loaded, and its plan died with it.
+                    if isinstance(event, Woke) or decision.wake_at != live.wake_at:
                         await self._plan(live, decision.wake_at, again=True)
                     break
                 tried.append(_Tried(before, live.version, decision, now))
