@@ -656,7 +656,43 @@ def mailboxes_bounded(world: "World") -> Iterator[tuple[str, SessionId]]:
             yield f"{entries} entries in its log after {hours:.1f} h", id_
 
 
-LOOKS = (ready_decays, repair_is_bounded, poll_cost_bounded, mailboxes_bounded)
+def what_is_wrong_is_mended(world: "World") -> Iterator[tuple[str, SessionId]]:
+    """I7, I37: in a calm world no session stays long in a state that its job, or an answer, has left behind."""
+    invariants = world.invariants
+    assert invariants is not None
+    invariants.shared = invariants.shared or _two(world)
+    if any(process.life.resumed is not None for process in world.processes):
+        return  # it stands still, and so does what it knows
+    if invariants.shared:
+        return  # what a process has decided and not done is taken up at the next start, not by another process
+    disturbed_at = invariants.disturbed_at
+    troubled_at = max((at - EPOCH_MS for at in world.faults.last.values()), default=0)
+    calm_ms, now = world.loop.now_ms - max(disturbed_at, troubled_at), world.now()
+    for id_ in world.shelf.open:
+        session = world.shelf.sessions[id_].session
+        timeouts, state = session.spec.timeouts, session.state
+        waits_s = timeouts.submit_s if isinstance(state, Submitting) else 0
+        limit_ms = int(1000 * (5 * timeouts.call_s + waits_s))
+        if calm_ms < limit_ms or now - getattr(state, "since", now) < limit_ms:
+            continue
+        since_s = (now - state.since) // 1000 if not isinstance(state, Ended) else 0
+        if isinstance(state, Submitting):
+            yield f"it is being submitted for {since_s} s", id_
+        elif isinstance(state, Queued | Starting | Connecting | Degraded):
+            site = world.sites[session.spec.system]
+            job = site.jobs.get(state.job.id)
+            if job is None or (job.ended_at is not None and site.clock() - job.ended_at > limit_ms):
+                yield f"its job is over and it is still {_state(session)} after {since_s} s", id_
+            elif isinstance(state, Degraded) and _answers(job) and site.clock() > job.silent_until + limit_ms:
+                yield f"its job answers and its path is in doubt for {since_s} s", id_
+
+
+def _answers(job: SiteJob) -> bool:
+    """Whether the launcher of a job is there, and its port its own."""
+    return job.alive and not job.foreign_until and job.launcher is not None and not job.launcher.over
+
+
+LOOKS = (ready_decays, repair_is_bounded, poll_cost_bounded, mailboxes_bounded, what_is_wrong_is_mended)
 
 
 # The checker ----------------------------------------------------------------------------------------------------------
@@ -685,6 +721,7 @@ class Invariants:
         self.healed_at: int | None = None
         self.disturbed_at = 0
         self.opens_since = self.opens_seen = 0
+        self.shared = False  # more than one process has worked on the store at the same time
         self.polls_since = self.crashes_since = 0
         self.polls_seen: dict[str, int] = {}
         self.stops: dict[SessionId, int] = {}

@@ -1,0 +1,474 @@
+"""
+Planted bugs: mutants of the machine, the runner and its halves, made of incidents that happened to others.
+
+Each is a change of a few words in one function. The world has to find every one of them; how many seeds of a hundred
+do is in `docs/planted-bugs.md`, which this module writes:
+
+    python tests/property/world/planted.py --seeds 100 > docs/planted-bugs.md
+"""
+
+import argparse
+import inspect
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from attrs import frozen
+from small_worlds import live
+
+from moorage import observing, performing, runner
+from moorage.core import admission, machine, model
+from moorage.simulator.world import World
+
+Edit = tuple[Any, str, str]
+"""A function, words in its source, and what is to stand there instead."""
+
+
+@frozen
+class Planted:
+    """
+    One bug.
+
+    Args:
+        mode: Number of the failure mode in the list of what users report, or "smell".
+    """
+
+    name: str
+    mode: str
+    says: str
+    edits: tuple[Edit, ...]
+
+
+def _bug(name: str, mode: str, says: str, *edits: Edit) -> Planted:
+    return Planted(name, mode, says, edits)
+
+
+_R, _P, _O, _M = runner.Runner, performing.Performing, observing.Observing, machine
+
+PLANTED: tuple[Planted, ...] = (
+    _bug(
+        "silence-is-death",
+        "1",
+        "a status call that fails means that the jobs are gone",
+        (
+            _O._ask,
+            "said, observer.failed = {}, error.note",
+            "said = {w.handle.job: Gone(EndReason.FAILED) for w in asked}",
+        ),
+    ),
+    _bug(
+        "not-listed-is-gone",
+        "3",
+        "a job that is missing from a listing has ended",
+        (
+            _M._with_job,
+            "turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))\n        case Found",
+            "_ended_by_itself(turn, state, Gone(EndReason.ABSENT))\n        case Found",
+        ),
+    ),
+    _bug(
+        "one-reading",
+        "1",
+        "one terminal reading ends a session",
+        (_M._confirm, "Suspicion(proof, asked_at, lookup_at), False", "Suspicion(proof, asked_at, lookup_at), True"),
+    ),
+    _bug(
+        "readings-at-once",
+        "1",
+        "two readings of the same moment count as two",
+        (_M._confirm, "asked_at - first.since >= _ms(apart_s)", "True"),
+    ),
+    _bug(
+        "vanished-never-noticed",
+        "4",
+        "a job whose record disappears is never looked up",
+        (_M._unsought, "return suspicion is None or suspicion.lookup_at == NEVER", "return False"),
+        (
+            _M._act,
+            "return _seek(turn, left) if left.suspicion and turn.now >= left.suspicion.lookup_at else left",
+            "return left",
+        ),
+    ),
+    _bug(
+        "forgotten-at-restart",
+        "5",
+        "sessions of an earlier process are not taken up",
+        (_R.__aenter__, "self.post(live.id, Resumed())", "pass"),
+        (_R.__aenter__, "await self.ports.wakeups.wake(live.id, max(now, live.wake_at))", "pass"),
+    ),
+    _bug(
+        "killed-for-lack-of-data",
+        "6",
+        "a session that was being submitted when the process died is taken for lost",
+        (
+            _M._submitting,
+            "_locate(turn, state.tries)\n        case _",
+            "_begin_stop(turn, Cause.VANISHED, Evidence(''), job_may_exist=False)\n        case _",
+        ),
+    ),
+    _bug(
+        "submit-before-record",
+        "7",
+        "effects are performed before the decision is saved",
+        (
+            _R._save,
+            "live.version = await self.ports.store.save(",
+            "self.performing.start(live.id, after.spec, decision.effects)\n"
+            "    live.version = await self.ports.store.save(",
+        ),
+    ),
+    _bug(
+        "retry-without-lookup",
+        "8",
+        "a submit without an answer is sent again",
+        (
+            _M._submit_failed,
+            "_locate(turn, state.tries)",
+            "turn.go(Waiting(Why.RETRY, turn.now, note, tries, turn.after_failure(tries, failure)))",
+        ),
+    ),
+    _bug(
+        "resubmit-after-restart",
+        "8",
+        "a submit under way when the process died is sent again",
+        (
+            _M._submitting,
+            "_locate(turn, state.tries)\n        case _",
+            "turn.ask(Submit, tag=tag_of(turn.spec, turn.attempt), retry=True)\n        case _",
+        ),
+    ),
+    _bug(
+        "absent-at-once",
+        "8",
+        "a job that the first lookup does not show is not there",
+        (_M._not_located, "if asked_at >= visible_at:", "if True:"),
+    ),
+    _bug(
+        "failed-stop-is-a-stop",
+        "9",
+        "what could not be removed is forgotten",
+        (
+            _M._residue_failed,
+            "turn.replace(left, evolve(left, asked=0, tries=tries, due=turn.removal_at(left, tries)))",
+            "turn.residue.remove(left)",
+        ),
+    ),
+    _bug(
+        "accepted-is-done",
+        "9",
+        "a cancel that was accepted counts as carried out",
+        (_M._job_reading, "turn.replace(left, evolve(left, suspicion=None))", "turn.residue.remove(left)"),
+    ),
+    _bug(
+        "ended-before-confirmed",
+        "9",
+        "a session ends while its job is still being removed",
+        (_M._finish_stop, "left.kind in BLOCKING", "left.kind is Left.TUNNEL"),
+    ),
+    _bug(
+        "cancel-once",
+        "10",
+        "a cancel that had no effect is not repeated",
+        (
+            _M._act,
+            "left = evolve(left, asked=turn.serial, tries=tries, due=again)",
+            "left = evolve(left, asked=turn.serial, due=NEVER)",
+        ),
+    ),
+    _bug(
+        "no-wake-up",
+        "10",
+        "nobody is woken who waits for an answer that does not come",
+        (_R._plan, "self.ports.wakeups.wake(live.id, at)", "self.ports.wakeups.wake(live.id, NEVER)"),
+    ),
+    _bug(
+        "stop-ignored-while-submitting",
+        "12",
+        "a stop during the submit is forgotten",
+        (
+            _M._anywhere,
+            "if not isinstance(turn.state, Stopping | Ended):",
+            "if not isinstance(turn.state, Stopping | Ended | Submitting):",
+        ),
+    ),
+    _bug(
+        "stop-loses-the-unknown-job",
+        "12",
+        "a stop before the job's id is known does not look for the job",
+        (_M._begin_stop, "if isinstance(state, Submitting | Locating) and job_may_exist:", "if False:"),
+    ),
+    _bug(
+        "stop-leaves-the-job",
+        "12",
+        "a stop removes everything but the job",
+        (_M._begin_stop, "_leave_job(turn, turn.attempt, state.job.id)", "pass"),
+    ),
+    _bug(
+        "end-unnoticed-while-starting",
+        "13",
+        "that a job has ended is not seen before it is ready",
+        (_M._suspect, "if confirmed and not path_may_be_good:", "if confirmed and isinstance(state, Degraded):"),
+    ),
+    _bug(
+        "one-clock",
+        "14",
+        "time in the queue counts as time to boot",
+        (_M._queue_deadline, "session.spec.timeouts.queued_s", "session.spec.timeouts.boot_s / 20"),
+    ),
+    _bug(
+        "path-doubt-ignored",
+        "16",
+        "a tunnel that is open is taken for one that works",
+        (_O._judge_paths, "self.post(session, PathDoubted(path.note))", "pass"),
+        (_O._judge_paths, "if path.lost:", "if True:"),
+    ),
+    _bug(
+        "ready-without-probe",
+        "16",
+        "a path that was opened is called ready",
+        (
+            _M._connecting,
+            "turn.ask(Probe)",
+            "turn.go(_ready_now(turn, state, route, published=False)); turn.ask(Publish, route=route)",
+        ),
+    ),
+    _bug(
+        "tunnel-lost-job-lost",
+        "16",
+        "a lost tunnel ends the session",
+        (
+            _M._degrade,
+            "turn.ask(OpenTunnel, job=state.job.id, endpoint=state.endpoint)",
+            "_begin_stop(turn, Cause.CONNECT_TIMED_OUT, Evidence(note))",
+        ),
+    ),
+    _bug(
+        "no-deadline",
+        "17",
+        "a call that hangs is waited for without end",
+        (_P._bounded, "async with asyncio.timeout(seconds):", "async with asyncio.timeout(None):"),
+    ),
+    _bug(
+        "auth-error-is-the-end",
+        "20",
+        "a token that has expired ends a session",
+        (
+            _M._starting,
+            "turn.set(evolve(state, due=turn.in_s(turn.spec.timeouts.status_starting_s)))",
+            "_begin_stop(turn, Cause.UNAUTHORISED, Evidence(''))",
+        ),
+    ),
+    _bug(
+        "late-job-left-alone",
+        "21",
+        "the job of a late answer is not removed",
+        (_M._anywhere, "_leave_stray(turn, attempt, job)", "pass"),
+    ),
+    _bug(
+        "late-answer-revives",
+        "21",
+        "an answer that comes after the stop brings the session back",
+        (_M._anywhere, "_leave_stray(turn, attempt, job)", "turn.go(Queued(Job(job), turn.now))"),
+    ),
+    _bug(
+        "poll-storm",
+        "22",
+        "each job is asked about by itself, without rest",
+        (_O._observe, "ended + max(least_ms, min(most_ms, REST * (ended - began)))", "0"),
+        (_M._aging, "return int(", "return 10 + 0 * int("),
+    ),
+    _bug(
+        "tunnel-left-open",
+        "24",
+        "a stop does not close the path",
+        (_M._leave_path, "turn.leave(Left.TUNNEL, turn.attempt)", "pass"),
+    ),
+    _bug(
+        "route-left",
+        "24",
+        "a stop leaves the route at the Hub",
+        (_M._leave_path, "turn.leave(Left.ROUTE, turn.attempt)", "pass"),
+    ),
+    _bug(
+        "secret-left",
+        "24",
+        "a stop leaves the session's secrets valid",
+        (_M._enter_stopping, "turn.leave(Left.SECRET, turn.attempt)", "pass"),
+    ),
+    _bug(
+        "files-left",
+        "24",
+        "nobody removes the files of a job",
+        (_M._residue_gone, "turn.leave(Left.FILES, left.attempt, left.job)", "pass"),
+    ),
+    _bug(
+        "removal-overtakes-making",
+        "24",
+        "a route is withdrawn while it is being published",
+        (_P._in_turn, "if thing is None:", "if True:"),
+    ),
+    _bug(
+        "quota-in-two-steps",
+        "25",
+        "limits are looked at when a session is admitted and not when it is saved, and one at a time",
+        (_R._save, "self.limits if isinstance(event, Admitted) and takes_place(after) else None", "None"),
+        (admission.admit, "taken.take(session)", "pass"),
+    ),
+    _bug(
+        "retries-for-all",
+        "25",
+        "everybody tries again at the same time",
+        (_P.gate, "retries=self.budgets[name].retries_left(now)", "retries=None"),
+    ),
+    _bug(
+        "two-starts-two-sessions",
+        "smell",
+        "a start while another one is coming up makes a second session",
+        (_R._up, "return live", "continue"),
+    ),
+    _bug(
+        "caller-takes-the-start-along",
+        "smell",
+        "a caller that is cancelled takes the session along",
+        (_R.start, "await asyncio.shield(live.created)", "await live.created"),
+    ),
+    _bug(
+        "saved-and-not-followed-up",
+        "smell",
+        "a save that succeeded with an error is forgotten",
+        (_R._handle, "done = next(", "done = None and next("),
+    ),
+    _bug(
+        "adapter-bug-kills-the-task",
+        "smell",
+        "an exception that no adapter may raise ends what waits for it",
+        (_P._bounded, "except (KeyboardInterrupt, GeneratorExit):", "except (KeyboardInterrupt, Exception):"),
+    ),
+    _bug(
+        "no-sweep",
+        "smell",
+        "nobody compares the jobs of a system with the record",
+        (_O._account_for, "self.post(session_id, StraySeen(attempt, sighting.job))", "pass"),
+    ),
+    _bug(
+        "attempt-not-counted",
+        "smell",
+        "a second try has the tag of the first",
+        (_M._waiting, "turn.attempt += 1", "turn.attempt = 1"),
+    ),
+)
+
+UNSEEN: tuple[Planted, ...] = (
+    _bug(
+        "requeue-unnoticed",
+        "15",
+        "a job that starts anew keeps its old path",
+        (_M._requeued, "turn.run += 1", "return"),
+        (_M._has_moved, "return current and", "return False and"),
+    ),
+    _bug(
+        "repair-without-opening",
+        "smell",
+        "a broken path is probed and never made again",
+        (
+            _M._repair,
+            "turn.ask(OpenTunnel, job=state.job.id, endpoint=state.endpoint)",
+            "turn.ask(Probe)",
+        ),
+        (
+            _M._degrade,
+            "turn.ask(OpenTunnel, job=state.job.id, endpoint=state.endpoint)",
+            "turn.ask(Probe)",
+        ),
+    ),
+)
+"""Planted, and not found by these worlds: both leave a path in doubt for ever, and a stop heals that before it shows."""
+
+
+# Planting -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def planted(bug: Planted) -> Iterator[None]:
+    """The package with this bug in it."""
+    with ExitStack() as stack:
+        for function in dict.fromkeys(inspect.unwrap(function) for function, _, _ in bug.edits):
+            edits = [(old, new) for edited, old, new in bug.edits if inspect.unwrap(edited) is function]
+            stack.enter_context(_edited(function, edits))
+        yield
+
+
+@contextmanager
+def _edited(function: Any, edits: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """The code of a function is changed in place, so that everybody who has imported it gets the bug."""
+    source = textwrap.dedent(inspect.getsource(function))
+    for old, new in edits:
+        assert old in source, f"{function.__qualname__} has no {old!r} any more: the bug has to be planted anew"
+        source = source.replace(old, new)
+    space: dict[str, Any] = {}
+    exec(compile(source, f"<planted in {function.__qualname__}>", "exec"), function.__globals__, space)
+    changed = space[function.__name__]
+    assert changed.__code__.co_freevars == function.__code__.co_freevars
+    borrowed = [name for name in vars(model) if name[0].isupper() and name not in function.__globals__]
+    kept = function.__code__
+    function.__globals__.update({name: getattr(model, name) for name in borrowed})
+    function.__code__ = changed.__code__
+    try:
+        yield
+    finally:
+        function.__code__ = kept
+        for name in borrowed:
+            del function.__globals__[name]
+
+
+def find(bug: Planted, seeds: Sequence[int], enough: int = 1) -> list[tuple[int, str]]:
+    """The seeds that show the bug, each with the invariant that is broken; stops when there are enough."""
+    found: list[tuple[int, str]] = []
+    with planted(bug):
+        for seed in seeds:
+            world = _lived(seed)
+            if world is None:
+                found.append((seed, "it raises"))
+            elif world.broken is not None:
+                found.append((seed, world.broken.invariant))
+            if len(found) >= enough:
+                break
+    return found
+
+
+def _lived(seed: int) -> World | None:
+    try:
+        return live(seed)
+    except Exception:  # noqa: BLE001 (a mutant may do anything; that it does not go unnoticed is the point)
+        return None
+
+
+def report(seeds: int, write: Callable[[str], object]) -> None:
+    """The table for the documentation."""
+    write("# Planted bugs\n\n")
+    write(
+        f"Written by `python tests/property/world/planted.py --seeds {seeds}`. Each row is a bug that happened\n"
+        "to somebody, planted in the source and looked for with small simulated worlds, a seed each. Modes are\n"
+        "numbers of the list of 25 failure modes that users of comparable systems report.\n\n"
+    )
+    write("| bug | mode | what it does | found in seeds | first broken |\n| --- | --- | --- | --- | --- |\n")
+    for bug in PLANTED:
+        found = find(bug, range(seeds), enough=seeds)
+        by = Counter(invariant for _, invariant in found)
+        broken = ", ".join(f"{name} ({count})" for name, count in by.most_common(3))
+        write(f"| {bug.name} | {bug.mode} | {bug.says} | {len(found)} of {seeds} | {broken} |\n")
+    write("\nPlanted and not found yet: ")
+    write("; ".join(f"{bug.name} ({bug.says}, mode {bug.mode})" for bug in UNSEEN) + ".\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100)
+    report(parser.parse_args().seeds, sys.stdout.write)
+
+
+if __name__ == "__main__":
+    main()
