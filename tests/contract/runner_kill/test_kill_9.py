@@ -38,6 +38,7 @@ OWNERS = ("ada", "bob", "eve")
 FAULTS = (
     {"do": "drop", "on": ["submit"], "position": "after", "probability": 0.15},
     {"do": "delay", "on": ["submit"], "position": "before", "delay_s": 0.4, "probability": 0.3},
+    {"do": "delay", "on": ["submit"], "position": "after", "delay_s": 0.6, "probability": 0.5},
     {"do": "answer", "on": ["submit", "status", "abort"], "status": 503, "probability": 0.05},
     {"do": "drop", "on": ["status", "list", "abort", "submitted"], "position": "before", "probability": 0.03},
 )
@@ -208,7 +209,8 @@ async def _use(one: Life, users: Users, choices: random.Random) -> None:
         await asyncio.sleep(min(left_s, choices.uniform(0, 0.12)))
     for _ in range(BURST):
         await one.ask(users.wish())
-    await asyncio.sleep(choices.uniform(0, 0.03))  # some of these are granted, some are not
+    # Now and then none of these is granted, and now and then each of them is being submitted.
+    await asyncio.sleep(choices.choice((0, 0.01, 0.03, 0.2, 0.4)))
 
 
 async def _stop_half(one: Life, users: Users) -> None:
