@@ -385,7 +385,7 @@ UNSEEN: tuple[Planted, ...] = (
         ),
     ),
 )
-"""Planted, and not found by these worlds: both leave a path in doubt for ever, and a stop heals that before it shows."""
+"""Planted and not found by these worlds: both leave a path in doubt for ever, and a stop heals that before it shows."""
 
 
 # Planting -------------------------------------------------------------------------------------------------------------
