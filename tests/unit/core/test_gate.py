@@ -7,6 +7,7 @@ import json
 import pytest
 
 from moorage.core.gate import (
+    DOCUMENT_LIMIT,
     Answer,
     LabState,
     Purpose,
@@ -126,25 +127,36 @@ def test_a_report_is_believed_if_it_is_proven_and_this_jobs():
     assert content == {"kind": "endpoint", "tag": "mtag1", "host": "n1", "port": 5}
 
 
+def test_a_report_in_any_script_and_any_length_that_is_allowed():
+    """What counts is its bytes: as text or as bytes, with letters of all kinds, up to the very limit."""
+    text = json.dumps(json.loads(document(host="nœud-ä")), ensure_ascii=False)
+    for report in (text, text.encode(), text + " " * (DOCUMENT_LIMIT - len(text.encode()))):
+        assert check_document(SECRET, "endpoint", "mtag1", report)["host"] == "nœud-ä"
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        document(tag="other"),
-        document(kind="status"),
-        document().replace('"n1"', '"n2"'),
-        document().replace('"port": 5', '"port": 5, "port": 6'),
-        document()[:-5],
-        "[]",
-        "null",
-        '{"mac": 5}',
-        '{"mac": "ä"}',
-        "[" * 20_000,
-        "",
-        b"\xff\xfe",
-        " " * 70_000,
+        (document() + " " * DOCUMENT_LIMIT, "too long"),
+        (json.dumps(json.loads(document(host="ä" * 40_000)), ensure_ascii=False), "too long"),
+        (document(tag="other"), "this job's"),
+        (document(kind="status"), "this job's"),
+        (document().replace('"n1"', '"n2"'), "this job's"),
+        (document().replace('"port": 5', '"port": 5, "port": 6'), "not a proven JSON object"),
+        (document().replace('"port": 5', '"port": 6, "port": 5'), "not a proven JSON object"),
+        (document()[:-5], "not a proven JSON object"),
+        ("[]", "not a proven JSON object"),
+        ("null", "not a proven JSON object"),
+        ("{}", "not a proven JSON object"),
+        ('{"mac": 5}', "not a proven JSON object"),
+        ('{"mac": "ä"}', "not a proven JSON object"),
+        ('{"mac": "\ud800"}', "not a proven JSON object"),
+        ("[" * 20_000, "not a proven JSON object"),
+        ("", "not a proven JSON object"),
+        (b"\xff\xfe", "not a proven JSON object"),
     ],
-    ids=range(13),
+    ids=range(17),
 )
-def test_every_other_report_is_not(text):
-    with pytest.raises(Unproven):
+def test_every_other_report_is_not(text, why):
+    with pytest.raises(Unproven, match=rf"^the report is .*{why}$"):
         check_document(SECRET, "endpoint", "mtag1", text)

@@ -95,6 +95,13 @@ def test_a_place_that_is_given_back_is_free() -> None:
     assert taken.reached(waiting("ada", 1), Limits(in_all=1, per_user=1)) is None
 
 
+def test_one_place_given_back_is_one_place() -> None:
+    taken = Taken([waiting("ada"), waiting("ada", 1)])
+    taken.give_back(waiting("ada"))
+    assert taken.reached(waiting("bob"), Limits(in_all=1)) == "1 sessions in all"
+    assert taken.reached(waiting("ada", 2), Limits(per_user=1)) == "1 sessions of one user"
+
+
 def test_who_is_held_for_other_reasons() -> None:
     juniper = SystemName("juniper")
     again = Waiting(Why.RETRY, START, "refused", tries=1, not_before=Instant(NOW + 1))
@@ -164,6 +171,53 @@ def test_half_of_twenty_opens_it() -> None:
     assert breaker.places(NOW) == 0
 
 
+def test_four_failures_in_a_row_are_not_enough() -> None:
+    breaker = Breaker()
+    for _ in range(IN_A_ROW - 1):
+        breaker = breaker.failed(FailureKind.UNREACHABLE, NOW)
+        assert breaker.places(NOW) is None
+
+
+def outcomes(pattern: str) -> Breaker:
+    """A breaker that has seen these calls: `+` is a success, `-` a failure."""
+    breaker = Breaker()
+    for each in pattern:
+        breaker = breaker.succeeded() if each == "+" else breaker.failed(FailureKind.UNANSWERED, NOW)
+    return breaker
+
+
+@pytest.mark.parametrize(
+    ("pattern", "opened"),
+    [
+        ("---+" * 4 + "---", False),  # many, but not yet twenty calls
+        ("---+" * 4 + "--+-", True),
+        ("+" * 11 + "----+----", False),  # eight of twenty
+        ("-" + "+" * 20 + "----+----", False),  # older ones are forgotten
+    ],
+)
+def test_a_share_counts_over_twenty_calls(pattern: str, opened: bool) -> None:
+    assert (outcomes(pattern).places(NOW) == 0) is opened
+
+
+def test_the_pause_doubles_from_a_second_to_a_minute() -> None:
+    """And never is shorter than a second."""
+    breaker = evolve(broken(), seed=5)
+    for opened in range(2, 12):
+        breaker = breaker.failed(FailureKind.UNREACHABLE, NOW)
+        assert (breaker.opened, breaker.seed) == (opened, 5)
+        assert breaker.open_until == NOW + 1000 + full_jitter_ms(1, 60, opened, 5)
+
+
+def test_a_refused_trial_gives_its_place_back() -> None:
+    """It says nothing about the system; the next call may try."""
+    breaker = broken()
+    assert breaker.open_until is not None
+    half_open = breaker.open_until
+    trying = breaker.started(half_open)
+    assert trying.failed(FailureKind.REFUSED, half_open) == breaker
+    assert trying.failed(FailureKind.REFUSED, half_open).places(half_open) == 1
+
+
 @pytest.mark.parametrize("kind", [FailureKind.REFUSED, FailureKind.UNAUTHORISED, FailureKind.OVERLOADED])
 def test_what_says_nothing_about_the_system_does_not_open_it(kind: FailureKind) -> None:
     breaker = Breaker()
@@ -194,6 +248,20 @@ def test_a_tenth_may_be_repeated_and_always_one() -> None:
     assert budget.allows_retry(NOW)
     assert not budget.spent(NOW, retry=True).allows_retry(NOW)
     assert budget.spent(NOW, retry=True).allows_retry(Instant(NOW + 61_000))
+
+
+def test_retries_are_whole_and_of_the_last_minute() -> None:
+    """What is a minute old no longer counts, and is not kept."""
+    first = RetryBudget(first_tries=(NOW,) * 29, retries=(NOW,))
+    last_moment, over = Instant(NOW + 59_999), Instant(NOW + 60_000)
+    assert first.retries_left(NOW) == first.retries_left(last_moment) == 1
+    assert repr(first.retries_left(NOW)) == "1"
+    assert RetryBudget(first_tries=(NOW,) * 29).retries_left(over) == 1
+    assert RetryBudget(retries=(NOW,)).retries_left(last_moment) == 0
+    assert RetryBudget(retries=(NOW,)).retries_left(over) == 1
+    assert RetryBudget(retries=(NOW,) * 5).retries_left(NOW) == 0
+    assert first.spent(last_moment, retry=True) == RetryBudget((NOW,) * 29, (NOW, last_moment))
+    assert first.spent(over, retry=False) == RetryBudget((over,), ())
 
 
 # Timeouts, limits, tags -----------------------------------------------------------------------------------------------
