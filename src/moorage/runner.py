@@ -266,16 +266,21 @@ class Runner:
         return None if live is None else live.session
 
     def post(self, session: SessionId, event: Event, saved: "asyncio.Future[None] | None" = None) -> None:
-        """Put an event into the session's mailbox; returns at once. A newer reading replaces one not yet taken."""
+        """
+        Put an event into the session's mailbox; returns at once.
+
+        A newer reading of the same job, and a newer reason to wait, replaces one that is not yet taken: while the store
+        is away they would pile up for as long.
+        """
         if self.closing:
             _fail(saved, _closed())
             return
         live = self.live.get(session)
         if live is None:
             live = self.live[session] = Live(session)
-        if isinstance(event, Observed):
+        if isinstance(event, Observed | Held):
             for index, (other, _) in enumerate(live.mailbox):
-                if isinstance(other, Observed) and other.job == event.job:
+                if _replaces(event, other):
                     live.mailbox[index] = (event, None)
                     return
         live.mailbox.append((event, saved))
@@ -284,6 +289,7 @@ class Runner:
 
     async def _work(self, live: Live) -> None:
         """Take the events of one session, one at a time, until there are none."""
+        ended = False
         try:
             while live.mailbox:
                 event, saved = live.mailbox.popleft()
@@ -291,12 +297,13 @@ class Runner:
                     await self._handle(live, event)
                 except BaseException as error:
                     _fail(saved, error)  # nobody waits for what will not come
+                    ended = _was_ended(error)
                     raise
                 if saved is not None and not saved.done():
                     saved.set_result(None)
         finally:
             live.worker = None
-            if live.mailbox and not self.closing and _loop_runs():
+            if live.mailbox and not self.closing and not ended:
                 live.worker = self.spawn(self._work(live))  # a bug met one event; the others are not to blame
             elif live.session is None or live.session.over:
                 self._forget(live)
@@ -538,8 +545,9 @@ class Runner:
             self.waiting.add(live.id)
         else:
             self.waiting.discard(live.id)
-        if holds != held or isinstance(after.state, Waiting | Ended):
-            self._admission_due.set()
+        came = isinstance(after.state, Waiting) and not (before is not None and isinstance(before.state, Waiting))
+        if holds != held or came or isinstance(after.state, Ended):
+            self._admission_due.set()  # but not because somebody was told why they wait: all would be looked at again
         self.observing.changed(after)
 
     # Admission --------------------------------------------------------------------------------------------------------
@@ -620,13 +628,23 @@ def _closed() -> StoreFailed:
     return StoreFailed("this process is ending and has not seen it saved")
 
 
-def _loop_runs() -> bool:
-    """False when a worker that nobody ended is cleaned up after its loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+def _replaces(event: Event, other: Event) -> bool:
+    """Whether an event that waits is worth nothing any more beside a newer one."""
+    match event, other:
+        case Held(), Held():
+            return True
+        case Observed(job), Observed(older):
+            return job == older
+        case _:
+            return False
+
+
+def _was_ended(error: BaseException) -> bool:
+    """Whether somebody ended this very task, or nobody will ever run it again: not the time to begin another one."""
+    if isinstance(error, GeneratorExit):
+        return True
+    task = asyncio.current_task() if isinstance(error, asyncio.CancelledError) else None
+    return task is not None and task.cancelling() > 0
 
 
 def only(effects: Iterable[Effect], kinds: tuple[type, ...]) -> tuple[Effect, ...]:

@@ -3,6 +3,7 @@
 import asyncio
 
 from tests.unit.runner.doubles import (
+    FULL_DISK,
     UNSAID,
     A,
     B,
@@ -17,6 +18,7 @@ from tests.unit.runner.doubles import (
 )
 
 from moorage.core.admission import Taken, takes_place
+from moorage.core.events import Held
 from moorage.core.limits import Limits
 from moorage.core.model import Ended, Ready, Waiting, Why
 from moorage.runner import Runner
@@ -131,3 +133,46 @@ async def test_hanging_submits_keep_their_places_until_they_are_answered() -> No
         for each in ids[2:]:
             await wait_for(runner, each, Ready, within_s=120)
         assert agrees(runner, world)
+
+
+@in_virtual_time
+async def test_reasons_to_wait_do_not_pile_up_while_the_store_is_away() -> None:
+    """Whoever waits is looked at every second; what they are told is saved once the store takes it again."""
+    world = World(limits=Limits(in_all=1))
+    async with world.runner() as runner:
+        ready = await runner.start(request("ada"))
+        await wait_for(runner, ready, Ready)
+        waits = await runner.start(request("bob"))
+        world.store.scripts["save"] = FULL_DISK
+        runner.post(waits, Held(Why.BREAKER))  # cannot be saved, so that what follows has to wait
+        longest = 0
+        for _ in range(300):
+            await asyncio.sleep(1)
+            longest = max(longest, *(len(live.mailbox) for live in runner.live.values()))
+        assert longest <= 2
+        world.store.scripts.clear()
+        await asyncio.sleep(30)
+        state = (await runner.get(waits)).session.state
+        assert isinstance(state, Waiting)
+        assert state.why is Why.LIMIT
+
+
+@in_virtual_time
+async def test_telling_somebody_why_they_wait_has_nobody_looked_at_again() -> None:
+    """With three hundred who wait, each of three hundred saves would be three hundred looks."""
+    looks = 0
+
+    def closed(_now: object) -> str | None:
+        nonlocal looks
+        looks += 1
+        return None
+
+    world = World(limits=Limits(in_all=1), entry={"closed": closed})
+    async with world.runner() as runner:
+        ready = await runner.start(request("ada"))
+        await wait_for(runner, ready, Ready)
+        await asyncio.gather(*(runner.start(request(f"user{n}")) for n in range(50)))
+        await asyncio.sleep(2)
+        looks = 0
+        await asyncio.sleep(20)
+        assert looks <= 21 * len(world.sites)
