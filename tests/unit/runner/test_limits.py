@@ -1,11 +1,13 @@
 """Limits under races, with several processes, and across restarts."""
 
 import asyncio
+from typing import Any
 
 from tests.unit.runner.doubles import (
     FULL_DISK,
     UNSAID,
     A,
+    Act,
     B,
     World,
     first,
@@ -160,7 +162,13 @@ async def test_reasons_to_wait_do_not_pile_up_while_the_store_is_away() -> None:
 @in_virtual_time
 async def test_telling_somebody_why_they_wait_has_nobody_looked_at_again() -> None:
     """With three hundred who wait, each of three hundred saves would be three hundred looks."""
-    looks = 0
+    looks = saves = 0
+
+    async def spread_out(act: Act) -> Any:
+        nonlocal saves
+        saves += 1
+        await asyncio.sleep(0.001 * saves)
+        return act()
 
     def closed(_now: object) -> str | None:
         nonlocal looks
@@ -171,8 +179,11 @@ async def test_telling_somebody_why_they_wait_has_nobody_looked_at_again() -> No
     async with world.runner() as runner:
         ready = await runner.start(request("ada"))
         await wait_for(runner, ready, Ready)
-        await asyncio.gather(*(runner.start(request(f"user{n}")) for n in range(50)))
-        await asyncio.sleep(2)
+        world.store.scripts["save"] = spread_out
         looks = 0
-        await asyncio.sleep(20)
-        assert looks <= 21 * len(world.sites)
+        await asyncio.gather(*(runner.start(request(f"user{n}")) for n in range(50)))
+        await asyncio.sleep(10)
+        waiting = [live.session for live in runner.live.values() if live.session is not None]
+        assert sum(isinstance(each.state, Waiting) and each.state.why is Why.LIMIT for each in waiting) == 50
+        # One for each who came, and one a second.
+        assert looks <= (50 + 11) * len(world.sites)
