@@ -135,7 +135,7 @@ def check_answer(secret: Secret, request: Request, line: bytes) -> Answer:
     match = _ANSWER.fullmatch(text.decode("ascii", "replace"))
     if match is None:
         raise Unproven("a proven answer of another version of the protocol")
-    fields = dict(word.split("=", 1) for word in match["fields"].split())
+    fields = dict(word.split("=") for word in match["fields"].split())
     try:
         return Answer(
             verdict=Verdict(match["verdict"]),

@@ -8,6 +8,7 @@ import pytest
 
 from moorage.core.gate import (
     DOCUMENT_LIMIT,
+    LINE_LIMIT,
     Answer,
     LabState,
     Purpose,
@@ -68,51 +69,61 @@ OTHER = request(SECRET, Purpose.STREAM, "mtag1", NONCE, 43, CHALLENGE)
 GOOD = answer_line("moorage/1 ok lab=serving")
 
 
+NO_LINE, NO_PROOF, OTHER_VERSION = "no answer line", "the answer proves nothing", "another version of the protocol"
+
+
 @pytest.mark.parametrize(
-    "line",
+    ("line", "why"),
     [
-        b"",
-        b"\n",
-        GOOD[:-1],
-        GOOD.upper(),
-        GOOD.replace(b"serving", b"waiting"),
-        REQUEST.line,
-        answer_line("moorage/1 ok lab=serving", key="aa" * 32),
-        answer_line("moorage/1 ok lab=serving", to=OTHER.line),
-        answer_line("moorage/2 ok"),
-        answer_line("moorage/1 maybe"),
-        answer_line("moorage/1 ok lab=happy"),
-        answer_line("moorage/1 ok code=abc"),
-        answer_line("moorage/1 ok" + " a=1" * 200),
-        b"HTTP/1.1 200 OK\r\n",
-        b"\xff" * 600,
+        (b"", NO_LINE),
+        (GOOD[:-1], NO_LINE),
+        (b"\xff" * 600, NO_LINE),
+        (answer_line("moorage/1 ok" + " a=1" * 200), NO_LINE),
+        (b"\n", NO_PROOF),
+        (GOOD.upper(), NO_PROOF),
+        (GOOD.replace(b"serving", b"waiting"), NO_PROOF),
+        (REQUEST.line, NO_PROOF),
+        (answer_line("moorage/1 ok lab=serving", key="aa" * 32), NO_PROOF),
+        (answer_line("moorage/1 ok lab=serving", to=OTHER.line), NO_PROOF),
+        (b"HTTP/1.1 200 OK\r\n", NO_PROOF),
+        (answer_line("moorage/2 ok"), OTHER_VERSION),
+        (answer_line("moorage/1 ök"), OTHER_VERSION),
+        (answer_line("moorage/1 maybe"), OTHER_VERSION),
+        (answer_line("moorage/1 ok lab=happy"), OTHER_VERSION),
+        (answer_line("moorage/1 ok code=abc"), OTHER_VERSION),
     ],
-    ids=range(15),
+    ids=range(16),
 )
-def test_anything_else_proves_nothing(line):
+def test_anything_else_proves_nothing(line, why):
     """Cut, changed, reflected, of another secret, of another request, of another version."""
-    with pytest.raises(Unproven):
+    with pytest.raises(Unproven, match=rf"^(a proven answer of )?{why}$"):
         check_answer(SECRET, REQUEST, line)
 
 
+def test_an_answer_may_be_as_long_as_a_line_may_be():
+    line = answer_line("moorage/1 ok lab=serving a=1234567" + " b=1" * 103)
+    assert len(line) == LINE_LIMIT
+    assert check_answer(SECRET, REQUEST, line) == Answer(Verdict.OK, LabState.SERVING)
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "why"),
     [
-        {"tag": "a b"},
-        {"tag": ""},
-        {"tag": "x" * 65},
-        {"tag": "a\n"},
-        {"nonce": "X" * 32},
-        {"challenge": "2" * 31},
-        {"counter": 0},
-        {"counter": 10**18},
-        {"secret": Secret("short")},
+        ({"tag": "a b"}, "the tag is not 1 to 64 letters and digits"),
+        ({"tag": ""}, "the tag is not 1 to 64 letters and digits"),
+        ({"tag": "x" * 65}, "the tag is not 1 to 64 letters and digits"),
+        ({"tag": "a\n"}, "the tag is not 1 to 64 letters and digits"),
+        ({"nonce": "X" * 32}, "nonce and challenge are 32 lower-case hexadecimal digits each"),
+        ({"challenge": "2" * 31}, "nonce and challenge are 32 lower-case hexadecimal digits each"),
+        ({"counter": 0}, "the counter is not between 1 and 999999999999999999"),
+        ({"counter": 10**18}, "the counter is not between 1 and 999999999999999999"),
+        ({"secret": Secret("short")}, "a gate secret is 64 lower-case hexadecimal digits"),
     ],
-    ids=str,
+    ids=range(9),
 )
-def test_arguments_outside_their_grammar_are_refused(wrong):
+def test_arguments_outside_their_grammar_are_refused(wrong, why):
     good = {"secret": SECRET, "tag": "t", "nonce": NONCE, "counter": 1, "challenge": CHALLENGE}
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"^{why}$"):
         request(purpose=Purpose.PROBE, **(good | wrong))
 
 
