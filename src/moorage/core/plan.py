@@ -155,8 +155,11 @@ def _environment(value_rule: Rule) -> Rule:
     """Pairs of a name and a value, each name once."""
 
     def rule(name: str, value: object) -> Iterator[Problem]:
-        if not isinstance(value, tuple) or len(value) > 256:
-            yield Problem(name, _describe(value), "a tuple of at most 256 pairs")
+        if not isinstance(value, tuple):
+            yield Problem(name, _describe(value), "a tuple of pairs")
+            return
+        if len(value) > 256:
+            yield Problem(name, f"has {len(value)} entries", "at most 256")
             return
         seen = set()
         for index, pair in enumerate(value):

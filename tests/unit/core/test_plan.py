@@ -143,6 +143,175 @@ def test_a_plan_of_more_than_a_mebibyte_is_refused():
     assert set(problems_of(environment=tuple((f"V{n}", "ü" * 30_000) for n in range(10)))) == {"plan"}
 
 
+# What is said, word by word, because operators and users read it ------------------------------------------------------
+
+NAME = "up to 64 of A-Z a-z 0-9 _ . @ + : - beginning with a letter, digit or _"
+OPTION = "--name, --name=value, or a word that does not begin with '-'"
+VARIABLE = "up to 128 letters, digits and underscores, not beginning with a digit"
+RESERVED = "another name: shells execute or split by this one, or it is the launcher's own"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tag": ""}, "tag: is empty; expected up to 63 letters and digits beginning with a letter"),
+        ({"tag": 7}, "tag: is of type int; expected up to 63 letters and digits beginning with a letter"),
+        ({"tag": None}, "tag: is missing; expected up to 63 letters and digits beginning with a letter"),
+        (
+            {"tag": "ä"},
+            "tag: does not fit (1 characters); expected up to 63 letters and digits beginning with a letter",
+        ),
+        (
+            {"tag": "aä"},
+            "tag: does not fit from position 1 on (character U+00E4); expected up to 63 letters and digits beginning "
+            "with a letter",
+        ),
+        ({"service": "-x"}, "service: begins with '-'; expected up to 64 of A-Z a-z 0-9 _ . -"),
+        ({"service": "a\tb"}, "service: has character U+0009 at position 1; expected up to 64 of A-Z a-z 0-9 _ . -"),
+        ({"service": "a" * 5000}, "service: does not fit (5000 characters); expected up to 64 of A-Z a-z 0-9 _ . -"),
+        ({"owner": None}, "owner: is missing; expected up to 255 visible characters on one line"),
+        ({"owner": "a" * 256}, "owner: has 256 characters; expected up to 255 visible characters on one line"),
+        (
+            {"owner": "a\n"},
+            "owner: has character U+000A at position 1; expected up to 255 visible characters on one line",
+        ),
+        (
+            {"command": ("{socket}", "\r")},
+            "command[1]: has character U+000D at position 0; expected up to 4096 visible characters",
+        ),
+        (
+            {"setup": ("\x1b",)},
+            "setup[0]: has character U+001B at position 0; expected up to 16384 characters of shell text",
+        ),
+        ({"attempt": True}, "attempt: is of type bool; expected a whole number from 0 to 999999"),
+        ({"attempt": 1.0}, "attempt: is of type float; expected a whole number from 0 to 999999"),
+        ({"attempt": -1}, "attempt: is too small; expected a whole number from 0 to 999999"),
+        ({"attempt": 1_000_000}, "attempt: is too large; expected a whole number from 0 to 999999"),
+        ({"walltime_s": None}, "walltime_s: is missing; expected a whole number from 0 to 31536000"),
+        (
+            {"resources": Resources(cores=0, gpus=-1, account="x" * 65)},
+            "resources.cores: is too small; expected a whole number from 1 to 100000 or none\n"
+            "resources.gpus: is too small; expected a whole number from 0 to 1024 or none\n"
+            f"resources.account: does not fit from position 64 on (character U+0078); expected empty, or {NAME}",
+        ),
+        ({"requeue": 1}, "requeue: is of type int; expected true or false"),
+        ({"args": ["--debug"]}, "args: is of type list; expected a tuple"),
+        ({"args": ("x",) * 257}, "args: has 257 entries; expected at most 256"),
+        ({"args": ("",)}, f"args[0]: begins with '-' or is empty; expected {OPTION}"),
+        ({"args": (None,)}, "args[0]: is missing; expected up to 4096 visible characters on one line"),
+        ({"environment": {}}, "environment: is of type dict; expected a tuple of pairs"),
+        (
+            {"environment": tuple((f"V{n}", "") for n in range(257))},
+            "environment: has 257 entries; expected at most 256",
+        ),
+        (
+            {"environment": ("AB", ("A", "1", "2"), ("B", "\n"), ("1", ""), ("C", 1))},
+            "environment[0]: does not fit (2 characters); expected a pair of name and value\n"
+            "environment[1]: is of type tuple; expected a pair of name and value\n"
+            "environment.B: has character U+000A at position 0; expected up to 32768 visible characters on one line\n"
+            f"environment[3] (its name): does not fit (1 characters); expected {VARIABLE}\n"
+            "environment.C: is of type int; expected up to 32768 visible characters on one line",
+        ),
+        (
+            {"environment": (("A", "A"), ("B", "A"), ("A", "B"))},
+            "environment.A: is there twice; expected every variable once",
+        ),
+        (
+            {"environment": (("IFS", "x"), ("MOORAGE_X", "y"), ("X", "IFS"), ("Y", "MOORAGE_Z"), ("moorage_x", ""))},
+            f"environment.IFS: is a reserved name; expected {RESERVED}\n"
+            f"environment.MOORAGE_X: is a reserved name; expected {RESERVED}",
+        ),
+        ({"command": ("-c", "{socket}")}, "command: names no program; expected a program, then its arguments"),
+        ({"command": ("lab",)}, "command: does not hold {socket}; expected {socket} where the lab is told its socket"),
+        ({"directory": "x"}, "directory: is no such path; expected '~', '.', or a path below ~/ or / without '..'"),
+        (
+            {"gate": GatePort(port_first=9, port_last=8)},
+            "gate.port_last: does not fit gate.port_first; expected two ports in order, or twice 0",
+        ),
+        ({"gate": None}, "gate: is missing; expected GatePort"),
+        ({"lab": Lab(listen="udp")}, "lab.listen: does not fit (3 characters); expected unix or tcp"),
+    ],
+    ids=range(35),
+)
+def test_what_is_said_about_a_wrong_value(changes, said):
+    with pytest.raises(PlanError) as caught:
+        a_plan(**changes)
+    assert str(caught.value) == said
+
+
+def test_fifty_problems_are_enough():
+    with pytest.raises(PlanError) as caught:
+        a_plan(args=("-",) * 60)
+    assert len(caught.value.problems) == 60
+    lines = str(caught.value).split("\n")
+    assert lines == [f"args[{n}]: begins with '-' or is empty; expected {OPTION}" for n in range(50)] + ["and 10 more"]
+    with pytest.raises(PlanError) as caught:
+        a_plan(args=("-",) * 50)
+    assert len(str(caught.value).split("\n")) == 50
+
+
+def test_values_at_their_limits():
+    """The longest, smallest and largest that are still right."""
+    plan = a_plan(
+        owner="o" * 255,
+        attempt=999_999,
+        walltime_s=0,
+        args=("x" * 4096,) * 10 + ("y",) * 246,
+        environment=tuple((f"V{n}", "v" * 2000) for n in range(256)),
+        setup=("s" * 16_384,),
+        resources=Resources(nodes=1, cores=1, memory_mib=1, gpus=0, account="a" * 64),
+        gate=GatePort(port_first=9, port_last=9),
+    )
+    assert a_plan(attempt=0, walltime_s=31_536_000, environment=(("V", "v" * 32_768),)).attempt == 0
+    assert len(plan.environment) == len(plan.args) == 256
+    secret = LaunchSecrets(Secret(KEY), (("A", Secret("x" * 65_536)),))
+    assert len(secret.environment[0][1].reveal()) == 65_536
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ((("A", "x"),), "environment.A: does not fit (1 characters); expected a Secret"),
+        ((("A", None),), "environment.A: is missing; expected a Secret"),
+        *(
+            (
+                (("A", Secret(text)),),
+                "environment.A: cannot be the value of an environment variable; expected up to 65536 characters "
+                "without NUL",
+            )
+            for text in ("x" * 65_537, "\0", "\ud800")
+        ),
+    ],
+    ids=range(5),
+)
+def test_what_is_said_about_a_secret(environment, said):
+    with pytest.raises(PlanError) as caught:
+        LaunchSecrets(Secret(KEY), environment)
+    assert str(caught.value) == said
+    with pytest.raises(PlanError) as caught:
+        LaunchSecrets(Secret("x"))
+    assert str(caught.value) == "gate: is not that; expected a Secret of 64 lower-case hexadecimal digits"
+
+
+def test_what_is_said_about_members_of_a_plan_file():
+    """Known members are named, unknown ones only if they look like a name."""
+    document = json.loads(render(a_plan(), LaunchSecrets(Secret(KEY))).plan)
+    assert list(document) == [each.name for each in attrs.fields(LaunchPlan)] + ["version", "secret_file"]
+    document["lab"] = {"Colour": "red", "listen": "unix", "<script>": 1, "x" * 41: 2}
+    del document["owner"]
+    del document["limits"]
+    with pytest.raises(PlanError) as caught:
+        parse_plan(json.dumps(document))
+    assert str(caught.value).split("\n") == [
+        "owner: is missing; expected for people; nothing depends on it",
+        "limits: is missing; expected an object",
+        "lab.Colour: is unknown; expected one of listen, probe_path",
+        "lab.(a member): is unknown; expected one of listen, probe_path",
+        "lab.(a member): is unknown; expected one of listen, probe_path",
+        "lab.probe_path: is missing; expected without credentials",
+    ]
+
+
 def test_the_rendered_plan_parses_back_and_the_script_is_constant():
     plan = a_plan()
     rendered = render(plan, LaunchSecrets(Secret(KEY), (("JUPYTERHUB_API_TOKEN", Secret("tok\nen")),)))
