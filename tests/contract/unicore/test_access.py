@@ -75,12 +75,12 @@ async def test_a_restart_forgets_sessions(api: Any, control: Running) -> None:
 
 
 async def test_preferences_stay_in_the_session_and_with_the_job(api: Any, control: Running) -> None:
-    preferences = {"X-UNICORE-User-Preferences": "xlogin:demo2,group:hpc"}
+    preferences = {"X-UNICORE-User-Preferences": "UID:demo2,pgid:hpc,colour:blue"}
     reply = await api.post("/jobs", HELD, headers=preferences)
     session = {SESSION: reply.headers[SESSION]}
     assert (await api.document(headers=session))["client"]["xlogin"]["UID"] == "demo2"
     job = await api.document(reply.headers["Location"])
-    assert job["submissionPreferences"] == {"uid": ["demo2"], "group": ["hpc"]}
+    assert job["submissionPreferences"] == {"xlogin": ["demo2"], "group": ["hpc"]}
     assert any("uid: [demo2]" in line for line in job["log"])
 
 
@@ -90,6 +90,9 @@ async def test_a_banned_person_may_nothing() -> None:
         headers = {"Authorization": aiohttp.encode_basic_auth("bob", "b")}
         async with http.post(f"{running.url}/jobs", json=HELD, headers=headers) as reply:
             assert reply.status == 403
+        for path in ("", "/factories", "/factories/default_target_system_factory"):  # open to everybody else
+            async with http.get(f"{running.url}{path}", headers=headers) as reply:
+                assert (reply.status, await reply.read()) == (403, b""), path
 
 
 async def test_anonymous_requests_can_be_forbidden() -> None:

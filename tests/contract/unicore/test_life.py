@@ -106,6 +106,15 @@ async def test_075_a_finished_job_does_not_care(api: Any) -> None:
     assert (after["status"], after["statusMessage"]) == (before["status"], "")
 
 
+async def test_a_form_is_sent_back_to_the_job(api: Any) -> None:
+    """What a browser's button does; the same URL with JSON answers 204."""
+    job, _ = await api.run({"Executable": "true"})
+    reply = await api.post(
+        f"{job}/actions/abort", data=b"", headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
+    assert (reply.status, reply.headers["Location"], reply.body) == (303, job, b"")
+
+
 async def test_076_a_finished_job_runs_again_without_its_imports(api: Any) -> None:
     wish = {"Executable": "bash -c 'wc -l < counter; echo >> counter'", "Imports": [{"To": "counter", "Data": "0\n"}]}
     job, first = await api.run(wish)

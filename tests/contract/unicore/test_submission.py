@@ -288,6 +288,26 @@ async def test_064_submission_can_be_switched_off(api: Any, admin: Any) -> None:
     assert (await api.document())["server"]["jobSubmission"] == {"enabled": False, "message": "Maintenance"}
 
 
+@pytest.mark.parametrize(
+    "action",
+    [
+        "AbortJob",
+        "GetMemoryUsage",
+        "IssueAPIToken",
+        "ListPartitions",
+        "ResourceAvailability",
+        "ShowJobDetails",
+        "ShowServerUsageOverview",
+    ],
+)
+async def test_what_an_administrator_can_ask_for(api: Any, admin: Any, action: str) -> None:
+    url = api.base.replace("/core", "/admin")
+    assert f"action:{action}" in (await api.document(url, by=admin))["_links"]
+    said = await api.post(f"{url}/actions/{action}", {"subject": "CN=Somebody"}, by=admin)
+    assert set(said.json()) == {"success", "message", "results"}
+    assert (await api.post(f"{url}/actions/{action}", {})).status == 403
+
+
 async def test_065_a_deleted_job_is_gone_with_its_directory(api: Any) -> None:
     job, _ = await api.run({"Executable": "true"})
     assert (await api.delete(job)).status == 204

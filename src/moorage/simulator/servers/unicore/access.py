@@ -341,18 +341,25 @@ _preference_names = {
     "group": "group",
     "pgid": "group",
     "supgids": "supgids",
-    "supplementaryGroups": "supgids",
+    "supplementarygroups": "supgids",
 }
 
 
 def parse_preferences(text: str) -> dict[str, str]:
-    """`uid:x,role:y` as a mapping; a wrong form is refused with 403 and no body."""
+    """
+    `uid:x,role:y` as a mapping; a wrong form is refused with 403 and no body.
+
+    Names are read without regard to case, and names that are none are passed over.
+    Source: UNICORE-EU/use AuthNHandler, parsePrefsItem and handlePreference.
+    """
     chosen: dict[str, str] = {}
     for item in text.split(","):
         key, colon, value = item.strip().partition(":")
-        if not colon or key not in _preference_names or not value:
+        if not colon or not value or ":" in value:
             raise Failure(403)
-        chosen[_preference_names[key]] = value
+        name = _preference_names.get(key.lower())
+        if name is not None:
+            chosen[name] = value
     return chosen
 
 

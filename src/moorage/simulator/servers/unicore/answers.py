@@ -14,6 +14,7 @@ type_json = "application/json"
 type_bytes = "application/octet-stream"
 type_text = "text/plain"
 type_html = "text/html"
+type_form = "application/x-www-form-urlencoded"
 
 
 @frozen

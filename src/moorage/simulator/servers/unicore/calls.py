@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ from .answers import (
     no_content,
     pick,
     split_words,
+    type_form,
     type_html,
     type_json,
     type_text,
@@ -119,7 +121,14 @@ def _set_end(call: Call, resource: Resource | Job, text: str) -> str:
 # --- core ------------------------------------------------------------------------------------------------
 
 
+def require_not_banned(call: Call) -> None:
+    """What everybody may see, also without credentials, is closed to the banned. Source: UNICORE-EU/use DefaultPDP."""
+    if call.caller.role == "banned":
+        raise Failure(403)
+
+
 async def get_core(call: Call) -> Answer:
+    require_not_banned(call)
     document = documents.core(call.site, call.caller, call.base, call.query.get("fields"))
     return json_answer(document, as_html=call.html)
 
@@ -157,6 +166,7 @@ async def get_certificate(call: Call) -> Answer:
 
 
 async def get_factories(call: Call) -> Answer:
+    require_not_banned(call)
     url = f"{call.base}/factories"
     document = documents.collection("factories", url, [documents.factory_id], url, 0, 200)
     return json_answer(document, as_html=call.html)
@@ -165,6 +175,7 @@ async def get_factories(call: Call) -> Answer:
 def _check_factory(call: Call) -> None:
     if call.args[0] != documents.factory_id:
         raise Failure(404)
+    require_not_banned(call)
 
 
 async def get_factory(call: Call) -> Answer:
@@ -327,14 +338,20 @@ async def submit_task(call: Call) -> Answer:
 
 
 async def act_on_job(call: Call) -> Answer:
-    """Start, abort and restart answer 204 whenever the job exists, also when nothing can be done."""
+    """
+    Start, abort and restart answer 204 whenever the job exists, also when nothing can be done.
+
+    The form of the debug view is sent back to the job, 303. Source: UNICORE-EU/use BaseRESTController.
+    """
     job = find_job(call, "write")
     action = call.args[1]
     if action not in ("start", "abort", "restart"):
         raise Failure(404)
-    await call.json(f"Could not perform {action}")
+    from_browser = call.request.headers.get("Content-Type", "").partition(";")[0].strip().lower() == type_form
+    if not from_browser:
+        await call.json(f"Could not perform {action}")
     getattr(call.site.processor, action)(job)
-    return no_content()
+    return Answer(303, headers={"Location": f"{call.base}/jobs/{job.id}"}) if from_browser else no_content()
 
 
 async def get_details(call: Call) -> Answer:
@@ -486,6 +503,22 @@ def _list_partitions(call: Call, wish: Mapping[str, Any]) -> Outcome:
     return True, "OK", {p.name: str(p.nodes) for p in call.site.config.partitions}
 
 
+def _job_details(call: Call, wish: Mapping[str, Any]) -> Outcome:
+    job = call.site.jobs.get(str(wish.get("jobID")))
+    if job is None:
+        return False, "No such job", {}
+    return True, "OK", {"Info": f"{job.id} {job.status} {job.queue} {job.batch_id or 'N/A'} {job.owner}"}
+
+
+def _memory(call: Call, wish: Mapping[str, Any]) -> Outcome:
+    used = getrusage(RUSAGE_SELF).ru_maxrss
+    return True, "OK", {"used": f"{used // 1024} MB", "max": f"{used // 1024} MB"}
+
+
+def _availability(call: Call, wish: Mapping[str, Any]) -> Outcome:
+    return True, "OK", {}
+
+
 def _usage(call: Call, wish: Mapping[str, Any]) -> Outcome:
     return True, "OK", {"jobs": str(len(call.site.jobs)), "storages": str(len(call.site.storages))}
 
@@ -495,7 +528,10 @@ _admin_actions = {
     "AbortJob": _abort_job,
     "IssueAPIToken": _issue_token,
     "ListPartitions": _list_partitions,
+    "ShowJobDetails": _job_details,
     "ShowServerUsageOverview": _usage,
+    "ResourceAvailability": _availability,
+    "GetMemoryUsage": _memory,
 }
 
 
@@ -539,7 +575,7 @@ def add_to(routes: Routes) -> None:
     add("GET", "core/jobs/*/details", "details", get_details)
     add("GET", "core/jobs/*/submitted", "submitted", get_submitted)
     add("GET", "core/jobs/*/forward-port", "forward", forward_port)
-    add("POST", "core/jobs/*/actions/*", "action", act_on_job, **json_in)
+    add("POST", "core/jobs/*/actions/*", "action", act_on_job, takes_form=True, **json_in)
     for name in ("reservations", "storagefactories", "tasks"):
         add("GET", f"core/{name}", "sites", get_nothing)
         add("GET", f"core/{name}/*", "sites", missing)

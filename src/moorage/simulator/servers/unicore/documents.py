@@ -62,6 +62,9 @@ def _progress(job: Job, base: str) -> str | None:
         return None
 
 
+# As the server's attribute sources call them. Source: UNICORE-EU/use IAttributeSource.
+_preference_keys = {"uid": "xlogin", "supgids": "supplementaryGroups"}
+
 # One small function per key, so that `?fields=status` costs only that key. None leaves the key out.
 _job_keys: Mapping[str, Callable[[Job, str], Any]] = {
     "status": lambda job, base: job.status,
@@ -78,7 +81,7 @@ _job_keys: Mapping[str, Callable[[Job, str], Any]] = {
     "log": lambda job, base: job.log,
     # A reader of the job sees what was sent at login, the bearer token included.
     "submissionPreferences": lambda job, base: {
-        **{key: [value] for key, value in job.preferences.items()},
+        **{_preference_keys.get(key, key): value.split("+") for key, value in job.preferences.items()},
         **({"UC_OAUTH_BEARER_TOKEN": [job.bearer]} if job.bearer else {}),
     },
     "owner": lambda job, base: job.owner,

@@ -69,12 +69,16 @@ Handler = Callable[[Call], Awaitable[Answer]]
 
 @frozen
 class Route:
-    """`produces` empty: the handler looks at Accept itself. `takes_json`: other content types are 415."""
+    """
+    `produces` empty: the handler looks at Accept itself. `takes_json`: other content types are 415, but for a
+    form with `takes_form`.
+    """
 
     endpoint: str
     handler: Handler
     produces: tuple[str, ...] = (type_json, type_html)
     takes_json: bool = False
+    takes_form: bool = False
 
 
 @define(eq=False)

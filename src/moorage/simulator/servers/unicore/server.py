@@ -22,7 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from . import calls, documents, faults, storage_calls
 from .access import may
-from .answers import Answer, Failure, FilePart, json_answer, type_html
+from .answers import Answer, Failure, FilePart, json_answer, type_form, type_html
 from .certificates import Authority
 from .clock import Clock, RealClock
 from .config import ConfigError, ServerConfig, SiteConfig, User, from_data, load
@@ -378,7 +378,7 @@ def _negotiate(request: web.BaseRequest, route: Route) -> str | None:
     headers = request.headers
     if route.takes_json and request.body_exists:
         sent = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if sent not in ("", "application/json", "*/*"):
+        if sent not in ("", "application/json", "*/*") and not (route.takes_form and sent == type_form):
             raise Failure(415)
     if not route.produces:
         return None
