@@ -23,6 +23,7 @@ import asyncio
 import base64
 import collections
 import ctypes
+import errno
 import fcntl
 import hashlib
 import heapq
@@ -42,13 +43,16 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from typing import Any, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 VERSION = 1
 PROTOCOL = "moorage/1"
 LINE_BYTES = 512  # a request has at most 232; room for another version
 REPLAY_WINDOW = 4096  # counters remembered; older ones are refused as stale
 CHUNK = 65536  # bytes per read; a stalled stream holds at most about five of these per direction
+BULK_BYTES = 1 << 20  # so many within BULK_S, and a direction is moved by the kernel until it rests for so long
+BULK_S = 0.25
+BULK_PIPES = 32  # directions at once that may be; each holds a pipe of BULK_BYTES
 CHECK_S = 4.0  # one HTTP check of the lab; below the five seconds that a probe has in all
 CHECK_FRESH_S = 1.0  # many probes at once are one check
 CHECK_FAILED_S = 0.1  # a lab that comes up is not called silent for longer than that
@@ -65,6 +69,9 @@ LAB_LINE_BYTES = 8192
 LAB_LOG_BYTES = 1 << 20  # lab.log, and as much again in lab.log.1
 SOCKET_PATH_BYTES = 100  # sun_path has 108 on Linux
 CALLBACK_S = 5.0
+
+F_SETPIPE_SZ = 1031  # Linux, include/uapi/linux/fcntl.h and splice(2)
+SPLICE_F_NONBLOCK = 2
 
 # Exit codes of the launcher itself; otherwise it exits as its lab did (128 + n for signal n).
 EXIT_PLAN = 64
@@ -294,11 +301,14 @@ class Stream:
         self.reader, self.writer = reader, writer
         self.lab_writer: Optional[asyncio.StreamWriter] = None
         self.active = time.monotonic()
+        self.waits: Set[asyncio.Future[None]] = set()
 
     def abort(self) -> None:
         for writer in (self.writer, self.lab_writer):
             if writer is not None and writer.transport is not None:
                 writer.transport.abort()
+        for wait in self.waits:
+            wake(wait)
 
 
 class Launcher:
@@ -323,6 +333,7 @@ class Launcher:
         self.tasks: Set[asyncio.Future[Any]] = set()
         self.bytes_in = self.bytes_out = 0
         self.last_activity = 0
+        self.pipes = 0
 
     # The life of a job, in order.
 
@@ -542,23 +553,81 @@ class Launcher:
         self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inwards: bool
     ) -> None:
         """One direction until its end, which is passed on; the other direction may go on. An error cuts both."""
+        size, since = 0, 0.0
         try:
             while True:
                 data = await reader.read(CHUNK)
                 if not data:
                     break
-                stream.active = time.monotonic()
-                self.last_activity = int(time.time())
-                if inwards:
-                    self.bytes_in += len(data)
-                else:
-                    self.bytes_out += len(data)
+                self.moved(stream, inwards, len(data))
                 writer.write(data)
                 await writer.drain()
+                if stream.active - since > BULK_S:
+                    size, since = 0, stream.active
+                size += len(data)
+                if size > BULK_BYTES and self.pipes < BULK_PIPES and Pipe.works():
+                    await self.bulk(stream, reader, writer, inwards)
+                    size = 0
             if writer.can_write_eof() and not writer.transport.is_closing():
                 writer.write_eof()
         except OSError:
             stream.abort()
+
+    def moved(self, stream: Stream, inwards: bool, size: int) -> None:
+        stream.active = time.monotonic()
+        self.last_activity = int(time.time())
+        if inwards:
+            self.bytes_in += size
+        else:
+            self.bytes_out += size
+
+    async def bulk(
+        self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inwards: bool
+    ) -> None:
+        """
+        From socket to socket by way of a pipe, so that the bytes never come here, until none comes for a while.
+        An end is left for the reader to find.
+        """
+        source, sink = (stream.writer if inwards else stream.lab_writer).transport, writer.transport  # type: ignore[union-attr]
+        reading(source, False)
+        while reader._buffer:  # type: ignore[attr-defined]
+            data = await reader.read(CHUNK)  # which may have it read on
+            reading(source, False)
+            self.moved(stream, inwards, len(data))
+            writer.write(data)
+            await writer.drain()
+        try:
+            pipe = Pipe(source.get_extra_info("socket").fileno(), sink.get_extra_info("socket").fileno())
+        except OSError:
+            reading(source, True)  # no descriptors left, or an end is closed: as before
+            return
+        self.pipes += 1
+        try:
+            while sink.get_write_buffer_size() and not sink.is_closing():
+                await asyncio.sleep(0.002)
+            await self.splice(stream, inwards, pipe, lambda: source.is_closing() or sink.is_closing())
+        finally:
+            self.pipes -= 1
+            pipe.close()
+            reading(source, True)
+
+    async def splice(self, stream: Stream, inwards: bool, pipe: "Pipe", ended: Callable[[], bool]) -> None:
+        loop, idle_s = self.loop, self.limits["idle_s"]
+        while not ended():
+            if pipe.held:
+                size = pipe.empty()
+                if size is None:  # as long as a reader may stall otherwise
+                    await ready(stream, idle_s, pipe.sink, loop.add_writer, loop.remove_writer)
+                continue
+            size = pipe.fill()
+            if size is None:
+                if not await ready(stream, BULK_S, pipe.source, loop.add_reader, loop.remove_reader):
+                    return
+            elif not size:
+                return
+            else:
+                self.moved(stream, inwards, size)
+                await asyncio.sleep(0)  # others first
 
     def walltime_left(self) -> Optional[int]:
         return None if self.ends_at is None else max(0, int(self.ends_at - time.time()))
@@ -590,6 +659,104 @@ async def farewell(stream: Stream) -> None:
                 return
     except asyncio.TimeoutError:
         pass
+
+
+def reading(transport: Any, on: bool) -> None:
+    """Pause or resume; to be told what it does already is an error for early versions of Python 3.6."""
+    try:
+        if not transport.is_closing():
+            transport.resume_reading() if on else transport.pause_reading()
+    except RuntimeError:
+        pass
+
+
+async def ready(stream: Stream, seconds: float, descriptor: int, add: Any, remove: Any) -> bool:
+    """Wait for a descriptor; False after `seconds`, or when the stream was aborted."""
+    loop = asyncio.get_event_loop()
+    wait = loop.create_future()
+    timer = loop.call_later(seconds, wake, wait, False)
+    stream.waits.add(wait)
+    add(descriptor, wake, wait, True)
+    try:
+        return bool(await wait)
+    finally:
+        timer.cancel()
+        stream.waits.discard(wait)
+        remove(descriptor)
+
+
+def wake(wait: "asyncio.Future[Any]", result: bool = False) -> None:
+    if not wait.done():
+        wait.set_result(result)
+
+
+class Pipe:
+    """
+    A pipe between two sockets: `fill` from the one, `empty` into the other, nothing is copied. The sockets are
+    duplicates, because asyncio watches the ones it was given itself. Source: splice(2), fcntl(2).
+    """
+
+    _works: Optional[bool] = None
+
+    @classmethod
+    def works(cls) -> bool:
+        """Whether this kernel does it; tried once."""
+        if cls._works is None:
+            here, there = socket.socketpair()
+            with here, there:
+                try:
+                    pipe = cls(here.fileno(), there.fileno())
+                    there.setblocking(False)
+                    there.send(b"x")
+                    cls._works = pipe.fill() == 1 and pipe.empty() == 1 and here.recv(2) == b"x"
+                    pipe.close()
+                except (OSError, AttributeError):
+                    cls._works = False
+        return cls._works
+
+    def __init__(self, source: int, sink: int) -> None:
+        self.held = 0
+        self._splice = ctypes.CDLL(None, use_errno=True).splice
+        self._splice.restype = ctypes.c_ssize_t
+        one = (ctypes.c_int, ctypes.c_void_p)
+        self._splice.argtypes = (*one, *one, ctypes.c_size_t, ctypes.c_uint)
+        self._ends: List[int] = []
+        try:
+            self._ends += [os.dup(source), os.dup(sink)]
+            self._ends += os.pipe()
+        except OSError:
+            self.close()
+            raise
+        self.source, self.sink, self._out, self._in = self._ends
+        try:
+            fcntl.fcntl(self._in, F_SETPIPE_SZ, BULK_BYTES)
+        except OSError:
+            pass  # beyond what a user may have: it stays small, and still saves the copies
+
+    def fill(self) -> Optional[int]:
+        """How much came; None if there is nothing now, 0 at the end."""
+        size = self._move(self.source, self._in, BULK_BYTES)
+        self.held += size or 0
+        return size
+
+    def empty(self) -> Optional[int]:
+        """How much went; None if nothing can go now."""
+        size = self._move(self._out, self.sink, self.held)
+        self.held -= size or 0
+        return size
+
+    def close(self) -> None:
+        for end in self._ends:
+            os.close(end)
+
+    def _move(self, source: int, sink: int, size: int) -> Optional[int]:
+        moved = int(self._splice(source, None, sink, None, size, SPLICE_F_NONBLOCK))
+        if moved >= 0:
+            return moved
+        number = ctypes.get_errno()
+        if number in (errno.EAGAIN, errno.EINTR):
+            return None
+        raise OSError(number, os.strerror(number))
 
 
 # -- sockets ----------------------------------------------------------------------------------------------------

@@ -116,6 +116,36 @@ def test_a_reader_that_stalls_stops_the_writer_and_costs_no_memory(job):
         assert job.get("/beside").endswith(b"/beside")
 
 
+def test_bulk_goes_on_after_rests_and_small_talk_and_leaves_no_descriptor(job):
+    """A direction that the kernel moves goes back to its old way when it rests, and is cut as quickly as any."""
+    job.start().serving()
+    quiet = descriptors_of(job)
+    block = os.urandom(4 << 20)
+    with job.stream(b"RAW\n") as stream:
+        for message in (block, b"small", block, b"talk"):
+            sender = threading.Thread(target=stream.sendall, args=(message,))
+            sender.start()
+            received = b""
+            while len(received) < len(message):
+                received += stream.recv(1 << 20)
+            sender.join()
+            assert received == message
+            time.sleep(0.4)  # longer than BULK_S
+        assert descriptors_of(job) == quiet + 2
+        stream.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                stream.sendall(block)  # until nothing moves any more
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    job.eventually(lambda: descriptors_of(job) == quiet, "every descriptor to be closed")
+    assert job.get("/still").endswith(b"/still")
+    assert job.stderr() == ""
+
+
+def descriptors_of(job) -> int:
+    return len(os.listdir(f"/proc/{job.process.pid}/fd"))
+
+
 def test_an_aborted_stream_ends_at_the_lab_and_harms_no_other(job):
     job.start().serving()
     stream = job.stream(b"RAW\nx")
