@@ -429,6 +429,8 @@ class Deployment:
         submit = lanes.get(Kind.SUBMIT)
         counted = {str(outcome): count for lane in lanes.values() for outcome, count in lane.counted.items()}
         system = self.config.systems.get(name)
+        observer = self.runner.observing.observers.get(name)
+        answered_at = observer.answered_at if observer is not None else None
         return {
             "name": str(name),
             "kind": system.kind if system else "",
@@ -436,6 +438,8 @@ class Deployment:
             "calls": sum(lane.running for lane in lanes.values()),
             "waiting": sum(lane.waiting for lane in lanes.values()),
             "outcomes": counted,
+            "observed_s": None if answered_at is None else max(0, now - answered_at) / 1000,
+            "failed": observer.failed if observer is not None else "",
             "drained": name in self.doors.drained,
             "maintenance": name in self.doors.maintained,
             "closed": self.entries[name].closed(now) or "",

@@ -29,7 +29,7 @@ from moorage.ports.store import Stored
 
 from .people import People, PresetRefused
 from .port import HubPort
-from .rows import for_script, rows_of, session_row, step_row, tree_of
+from .rows import for_script, report_row, rows_of, session_row, step_row, tree_of
 from .service import Service, registry
 from .spawner import MoorageSpawner
 from .texts import LANGUAGES, Texts, choose
@@ -39,6 +39,9 @@ EVENT_PAUSE_S = 0.25
 EVENT_IDLE_S = 3.0
 """The Hub's own pending states change without telling us, so pages are compared with them this often."""
 KEEPALIVE_S = 15.0
+MOST_STEPS = 500
+"""Of a history on one page: the latest."""
+NO_REPORT: dict[str, Any] = {"steps": [], "log": ""}
 
 
 def handlers(static: Path) -> list[tuple[Any, ...]]:
@@ -175,11 +178,9 @@ class SessionPage(Ours, BaseHandler):
     @needs_scope("read:servers")
     async def get(self, user_name: str, session: str) -> None:
         stored = await session_of(self.service(), user_name, session)
-        row = session_row(stored.session, self.texts)
-        steps = await history(self.service(), stored, self.texts)
-        data = {"row": row, "steps": steps, "user": user_name}
-        html = await self.render_template("moorage_session.html", data=Markup(for_script(data)), row=row)  # noqa: S704
-        self.finish(html)
+        data = {"user": user_name} | await about(self, stored)
+        shown = {"data": Markup(for_script(data)), "row": data["row"]}  # noqa: S704
+        self.finish(await self.render_template("moorage_session.html", **shown))
 
 
 class SessionData(Ours, APIHandler):
@@ -187,9 +188,7 @@ class SessionData(Ours, APIHandler):
 
     @needs_scope("read:servers")
     async def get(self, user_name: str, session: str) -> None:
-        stored = await session_of(self.service(), user_name, session)
-        steps = await history(self.service(), stored, self.texts)
-        self.finish({"row": session_row(stored.session, self.texts), "steps": steps})
+        self.finish(await about(self, await session_of(self.service(), user_name, session)))
 
     @needs_scope("delete:servers")
     async def delete(self, user_name: str, session: str) -> None:
@@ -219,6 +218,18 @@ async def session_of(service: Service, owner: str, session: str) -> Stored:
     if stored is None or (stored.session.spec.key.owner, stored.session.spec.key.hub) != (owner, service.hub):
         raise web.HTTPError(404, "there is no such session")
     return stored
+
+
+async def about(handler: Ours, stored: Stored) -> dict[str, Any]:
+    """Everything about one session that a page shows."""
+    service, session, texts = handler.service(), stored.session, handler.texts
+    report = handler.port.reports.of(service, session, reading=True)
+    steps = await history(service, stored, texts)
+    return {
+        "row": session_row(session, texts, report) | {"server": session.spec.key.name},
+        "steps": steps[-MOST_STEPS:],
+        "report": report_row(report, texts),
+    }
 
 
 async def history(service: Service, stored: Stored, texts: Texts) -> list[dict[str, Any]]:
@@ -266,6 +277,10 @@ class Stream(Ours, APIHandler):
                 silent += await self._pause(changed)
         except (StreamClosedError, StoreError):
             return  # the browser asks again
+        except web.HTTPError:
+            # The service went away under an open page: the stream ends, and the next one says why it cannot be.
+            if not self._headers_written:
+                raise
         finally:
             self.port.changes.leave(owner, changed)
 
@@ -290,15 +305,11 @@ class Events(Stream):
 
         async def content() -> dict[str, Any]:
             service = self.service()
-            rows = await rows_of(user, service, self.texts)
-            found: dict[str, Any] = {"rows": rows}
-            if server is not None:
-                row = next((row for row in rows if row["server"] == server), None)
-                found["steps"] = []
-                if row is not None and row["session"]:
-                    stored = await service.store.load(SessionId(row["session"]))
-                    found["steps"] = await history(service, stored, self.texts) if stored else []
-            return found
+            rows = await rows_of(user, service, self.texts, self.port.reports)
+            row = next((row for row in rows if row["server"] == server), None) if server is not None else None
+            stored = await service.store.load(SessionId(row["session"])) if row is not None and row["session"] else None
+            details = await about(self, stored) if stored is not None else {"steps": [], "report": NO_REPORT}
+            return {"rows": rows} if server is None else {**details, "rows": rows}
 
         await self.stream(user_name, content)
 

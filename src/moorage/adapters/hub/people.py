@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 MOST_PRESETS = 50
 MOST_STARTS = 200
 NAME_CHARS = 60
+
+_writing = threading.Lock()
+"""Held from reading a file to replacing it: sessions of one person end in several threads at once."""
 
 
 class PresetRefused(ValueError):
@@ -36,16 +40,18 @@ class People:
             raise PresetRefused(f"a name of 1 to {NAME_CHARS} characters")
         if not name.isprintable() or not isinstance(options, dict) or len(json.dumps(options)) > 10_000:
             raise PresetRefused("a name without control characters and the fields of the form")
-        content = self._load(owner)
-        content["presets"][name] = options
-        if len(content["presets"]) > MOST_PRESETS:
-            raise PresetRefused(f"at most {MOST_PRESETS} presets; delete one first")
-        self._save(owner, content)
+        with _writing:
+            content = self._load(owner)
+            content["presets"][name] = options
+            if len(content["presets"]) > MOST_PRESETS:
+                raise PresetRefused(f"at most {MOST_PRESETS} presets; delete one first")
+            self._save(owner, content)
 
     def delete_preset(self, owner: str, name: str) -> None:
-        content = self._load(owner)
-        if content["presets"].pop(name, None) is not None:
-            self._save(owner, content)
+        with _writing:
+            content = self._load(owner)
+            if content["presets"].pop(name, None) is not None:
+                self._save(owner, content)
 
     def starts(self, owner: str, server: str) -> list[str]:
         """Ids of the sessions that a server had, newest first."""
@@ -54,11 +60,11 @@ class People:
 
     def started(self, owner: str, server: str, session: str) -> None:
         """Remember a session; again is harmless."""
-        content = self._load(owner)
-        if [server, session] in content["starts"]:
-            return
-        content["starts"] = [*content["starts"], [server, session]][-MOST_STARTS:]
-        self._save(owner, content)
+        with _writing:
+            content = self._load(owner)
+            if [server, session] not in content["starts"]:
+                content["starts"] = [*content["starts"], [server, session]][-MOST_STARTS:]
+                self._save(owner, content)
 
     def _path(self, owner: str) -> Path:
         return self.directory / (hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:40] + ".json")

@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import define, field
 from jupyterhub import orm
 from jupyterhub.handlers.base import BaseHandler
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
@@ -19,38 +17,13 @@ from moorage.ports.credentials import Token
 from moorage.ports.errors import Unauthorised
 
 from . import metrics
+from .changes import Changes
 from .people import People
+from .reports import Reports
 from .service import registry
 from .spawner import MoorageSpawner
 
 log = logging.getLogger(__name__)
-
-
-@define(eq=False)
-class Changes:
-    """
-    Who is told that something about somebody's sessions changed. Carries no content: listeners look for themselves.
-
-    A listener that is slow sees one change instead of many, so nothing piles up.
-    """
-
-    _listeners: dict[Owner | None, set[asyncio.Event]] = field(factory=lambda: defaultdict(set))
-
-    def listen(self, owner: Owner | None) -> asyncio.Event:
-        """Set at every change of the owner's sessions; of everybody's for `None`. Give it back with `leave`."""
-        event = asyncio.Event()
-        self._listeners[owner].add(event)
-        return event
-
-    def leave(self, owner: Owner | None, event: asyncio.Event) -> None:
-        self._listeners[owner].discard(event)
-        if not self._listeners[owner]:
-            del self._listeners[owner]
-
-    def tell(self, owner: Owner) -> None:
-        for who in (owner, None):
-            for event in self._listeners.get(who, ()):
-                event.set()
 
 
 class HubPort:
@@ -64,6 +37,7 @@ class HubPort:
     def __init__(self, app: Any) -> None:
         self.app = app
         self.changes = Changes()
+        self.reports = Reports(self.changes)
         self.unattached = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 

@@ -13,6 +13,7 @@ from moorage.core.model import (
     Degraded,
     Desired,
     Ended,
+    Evidence,
     Left,
     Owner,
     Queued,
@@ -24,11 +25,15 @@ from moorage.core.model import (
     Waiting,
 )
 from moorage.core.progress import progress_of
-from moorage.ports.sessions import Step
+from moorage.ports.sessions import JobReport, Step
 
 from .failures import excerpt, is_bad, sentence
+from .reports import Reports, last_line
 from .service import Service
 from .texts import Texts
+
+MOST_BOOT_STEPS = 50
+"""Of a launcher: it has eight of its own, and a site's setup may add some."""
 
 
 def for_script(data: Any) -> str:
@@ -40,14 +45,16 @@ def for_script(data: Any) -> str:
 # Sessions ---------------------------------------------------------------------------------------------------------
 
 
-async def rows_of(user: Any, service: Service, texts: Texts) -> list[dict[str, Any]]:
-    """One row per server of a user, the default one first. Reads what is here; asks no system."""
+async def rows_of(user: Any, service: Service, texts: Texts, reports: Reports | None = None) -> list[dict[str, Any]]:
+    """One row per server of a user, the default one first. Waits for no system; reports are asked for meanwhile."""
     known = {orm_spawner.name: orm_spawner for orm_spawner in user.orm_user._orm_spawners}
     names = sorted(known, key=lambda name: (name != "", known[name].id))
-    return [await _row(user, name, known[name], service, texts) for name in names]
+    return [await _row(user, name, known[name], service, texts, reports) for name in names]
 
 
-async def _row(user: Any, name: str, orm_spawner: Any, service: Service, texts: Texts) -> dict[str, Any]:
+async def _row(
+    user: Any, name: str, orm_spawner: Any, service: Service, texts: Texts, reports: Reports | None
+) -> dict[str, Any]:
     stored = await service.store.latest(SessionKey(service.hub, Owner(str(user.name)), str(name)))
     spawner = user.spawners.get(name) if name in user.spawners else None
     pending = (spawner.pending or "") if spawner is not None else ""
@@ -64,13 +71,29 @@ async def _row(user: Any, name: str, orm_spawner: Any, service: Service, texts: 
         "hub": "ready" if ready else pending,
         "options": orm_spawner.user_options or {},
     }
-    row |= session_row(stored.session, texts) if stored is not None else _never(texts)
+    if stored is None:
+        row |= _never(texts)
+    else:
+        report = reports.of(service, stored.session) if reports is not None else None
+        row |= session_row(stored.session, texts, report)
+        row["text"] += await _place(service, stored.session, texts)
     row["can"] = list(_actions(row, name))
     return row
 
 
-def session_row(session: Session, texts: Texts) -> dict[str, Any]:
-    """What there is to say about one session."""
+async def _place(service: Service, session: Session, texts: Texts) -> str:
+    """The place in line of a session that waits for one; a place ahead of others of the same system is told."""
+    if not isinstance(session.state, Waiting):
+        return ""
+    try:
+        place = (await service.sessions.get(session.id)).place
+    except KeyError:
+        return ""
+    return f" ({texts('progress.place', place=place)})" if place is not None else ""
+
+
+def session_row(session: Session, texts: Texts, report: JobReport | None = None) -> dict[str, Any]:
+    """What there is to say about one session; `report` is the launcher's, if somebody asked for one."""
     state, spec = session.state, session.spec
     progress = progress_of(state)
     job = getattr(state, "job", None)
@@ -88,10 +111,22 @@ def session_row(session: Session, texts: Texts) -> dict[str, Any]:
         "ends_at": job.ends_at if job is not None and job.ends_at not in (None, NEVER) else None,
         "going": session.desired is Desired.UP and not isinstance(state, Stopping | Ended),
         "log": "",
+        "line": "",
     }
     if isinstance(state, Ended | Stopping):
         row["log"] = excerpt(state.evidence)
+        row["line"] = last_line(state.evidence.log.splitlines())
+    elif report is not None:
+        row["line"] = last_line(report.log)
     return row
+
+
+def report_row(report: JobReport | None, texts: Texts) -> dict[str, Any]:
+    """What a launcher said last: the steps of its node's boot and the end of the lab's output."""
+    if report is None:
+        return {"steps": [], "log": ""}
+    steps = [{"at": at, "text": texts.get(f"boot.{name}", name)} for name, at in report.steps[-MOST_BOOT_STEPS:]]
+    return {"steps": steps, "log": excerpt(Evidence(log="\n".join(report.log)))}
 
 
 def state_text(session: Session, texts: Texts) -> str:
@@ -177,7 +212,8 @@ def _actions(row: Mapping[str, Any], name: str) -> Iterable[str]:
         return
     else:
         # A session that is still being cleaned up does not stand in the way: the next one waits for its end.
-        yield "start"
+        if row["options"] or row["state"] != "none":
+            yield "start"
         yield "change"
         if name:
             yield "delete"

@@ -26,7 +26,10 @@ class Operations(Protocol):
     """What an administrator sees and does, besides sessions."""
 
     def systems(self) -> Sequence[Mapping[str, Any]]:
-        """One row per system: name, kind, breaker, calls, waiting, outcomes, drained, maintenance, closed."""
+        """
+        One row per system: name, kind, breaker, calls, waiting, outcomes, drained, maintenance, closed, and when it last
+        told what its jobs do (observed_s) or what went wrong since (failed).
+        """
         ...
 
     async def tunnels(self) -> Sequence[Mapping[str, Any]]:

@@ -35,6 +35,7 @@ from moorage.ports.errors import PortError, StoreError
 from moorage.ports.sessions import StartRequest, View
 
 from .failures import StartFailed, is_bad, start_failed
+from .people import People
 from .service import Service, registry
 from .texts import Texts, choose
 
@@ -135,7 +136,16 @@ class MoorageSpawner(Spawner):
             # Shielded: a start that was asked for comes into being, and a stop that follows has to know its id.
             self._asked = asyncio.ensure_future(service.sessions.start(request))
             self.session_id = await asyncio.shield(self._asked)
+            await self._remember_start(service)
         await self._use_token_of_the_job(service)
+
+    async def _remember_start(self, service: Service) -> None:
+        """Its log shall be found when the server has had another session; not worth a start, if it cannot be."""
+        people, key = People(service.directory), self.key(service)
+        try:
+            await asyncio.to_thread(people.started, key.owner, key.name, self.session_id)
+        except OSError as error:
+            self.log.warning("%s: not in the list of starts: %s", self._log_name, error)
 
     def _request(self, service: Service, texts: Texts) -> StartRequest:
         """The start that the options mean; checked here, whatever the form or the API let through."""

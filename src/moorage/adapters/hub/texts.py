@@ -2,10 +2,14 @@
 
 import functools
 import json
+import re
 from importlib import resources
 from typing import Any
 
 from moorage.core.progress import Progress
+
+_REASON = re.compile(r"(waiting|ended) \(([a-z ]+)\)")
+"""How `core.progress` says why a session waits, or why it ended."""
 
 LANGUAGES = ("en", "de")
 """The first one is what is shown if nobody says otherwise and what fills gaps."""
@@ -22,10 +26,20 @@ class Texts:
         text = self._catalogue.get(key, key)
         return text.format(**values) if values else text
 
+    def get(self, key: str, otherwise: str) -> str:
+        """The text if there is one."""
+        return self._catalogue.get(key, otherwise)
+
     def progress(self, progress: Progress) -> str:
         """How far a session is: our words for the state, and what its system said, if it said anything."""
         text = self(f"state.{progress.state}")
-        _, colon, note = progress.text.partition(": ")
+        head, colon, note = progress.text.partition(": ")
+        reason = _REASON.fullmatch(head)
+        if reason is not None:
+            key = reason[2].replace(" ", "_")
+            text = self.get(f"why.{key}" if reason[1] == "waiting" else f"cause.{key}", text)
+        if progress.state == "starting" and note.startswith("on "):
+            return self("state.on", text=text, node=note.removeprefix("on "))
         return f"{text}: {note}" if colon and note else text
 
     def all(self) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Texts, failures, presets, settings and the reading of forms: what needs no Hub."""
 
 import json
+import re
 import string
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from moorage.adapters.hub.spawner import attributes_of, read_form
 from moorage.adapters.hub.texts import LANGUAGES, Texts, catalogue, choose
 from moorage.core.catalog import Lack
 from moorage.core.model import Cause, Evidence, Why
+from moorage.core.progress import Progress
 
 PACKAGE = resources.files("moorage.adapters.hub")
 
@@ -42,8 +45,6 @@ def test_closed_lists_have_a_text_for_each_entry() -> None:
 
 def test_texts_that_scripts_ask_for_are_there() -> None:
     """Every t("…") of the scripts and templates."""
-    import re
-
     texts = catalogue("en")
     for folder in ("static", "templates"):
         for file in (PACKAGE / folder).iterdir():
@@ -202,3 +203,35 @@ def test_templates_parse() -> None:
     environment = Environment(autoescape=True)
     for file in (PACKAGE / "templates").iterdir():
         environment.parse(file.read_text("utf-8"))
+
+
+def test_many_sessions_of_one_person_end_at_once(tmp_path: Path) -> None:
+    """Each is in the list of starts, and none of the threads meets another one's half-written file."""
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda number: People(tmp_path).started("alice", "lab", f"s{number}"), range(64)))
+    assert sorted(People(tmp_path).starts("alice", "lab")) == sorted(f"s{number}" for number in range(64))
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (Progress("starting", 55, "starting: on n1"), "starting on n1"),
+        (Progress("starting", 55, "starting: no such host"), "starting: no such host"),
+        (Progress("waiting", 5, "waiting (limit): two of two"), "waiting for a place: all are taken: two of two"),
+        (Progress("ended", 100, "ended (out of memory): oom"), "The session used more memory than it had: oom"),
+        (Progress("queued", 30, "in the queue: Priority"), "in the queue: Priority"),
+        (Progress("ended", 100, "ended (nonsense)"), "ended"),
+    ],
+)
+def test_steps_are_told_in_our_words(progress: Progress, shown: str) -> None:
+    assert Texts("en").progress(progress) == shown
+
+
+def test_every_text_is_used() -> None:
+    """A text that nothing asks for is one that a translator works on in vain. Keys may be put together."""
+    code = "".join(
+        file.read_text("utf-8") for folder in (".", "static", "templates") for file in (PACKAGE / folder).glob("*.*")
+    )
+    families = set(re.findall(r"""[`"']([a-z]+)\.(?:\$?\{| ?["'])""", code))
+    unused = [key for key in catalogue("en") if key not in code and key.partition(".")[0] not in families]
+    assert unused == []

@@ -1,6 +1,6 @@
 // The administrator's page: one stream, drawn into tables.
 
-import { alertBox, api, call, duration, el, failed, path, stream, t, time } from "./moorage.js";
+import { alertBox, api, call, duration, el, failed, language, path, stream, t, time } from "./moorage.js";
 
 let state = { sessions: [], systems: [], tunnels: [], residue: [], audit: [] };
 const at = (id) => document.getElementById(id);
@@ -32,16 +32,37 @@ function table(id, label, heads, rows) {
 
 const cell = (...content) => el("td", {}, ...content.map((each) => (each === null || each === undefined ? "" : each)));
 
+/** When the system last told what its jobs do; what it said instead, if it failed since. */
+function observed(system) {
+  const age = system.observed_s === null || system.observed_s === undefined ? "–" : t("admin.ago", { age: seconds(system.observed_s) });
+  return system.failed ? el("span", {}, age, el("div", { class: "moorage-quiet text-danger" }, system.failed)) : age;
+}
+
+function seconds(number) {
+  return number < 120 ? `${Math.round(number)} s` : duration(number * 1000);
+}
+
+/** The share of calls that failed since this Hub was started, and behind it what was called how often. */
+function failures(outcomes) {
+  const entries = Object.entries(outcomes).sort();
+  const bad = entries.filter(([name]) => name.endsWith(" failed")).reduce((sum, [, count]) => sum + count, 0);
+  const all = entries.filter(([name]) => !name.endsWith(" failed")).reduce((sum, [, count]) => sum + count, 0);
+  if (!all) return "–";
+  const share = new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: 1 }).format(bad / all);
+  return el("details", {}, el("summary", {}, t("admin.share", { share, bad, all })),
+    el("div", { class: "moorage-quiet" }, entries.map(([name, count]) => `${name} ${count}`).join(", ")));
+}
+
 function drawSystems() {
   table("admin-systems", t("admin.systems"),
-    [t("home.where"), t("admin.kind"), t("admin.sessions"), t("admin.breaker"), t("admin.calls"), t("admin.waiting"), t("admin.outcomes"), t("home.actions")],
+    [t("home.where"), t("admin.kind"), t("admin.sessions"), t("admin.breaker"), t("admin.observed"), t("admin.calls"), t("admin.failures"), t("home.actions")],
     state.systems.map((system) => {
       const marks = [system.drained && t("admin.drained"), system.maintenance && t("admin.in_maintenance")].filter(Boolean);
       const count = state.sessions.filter((session) => session.system === system.name).length;
       return el("tr", { data: { system: system.name } },
         el("th", { scope: "row", title: system.closed }, system.name, ...marks.map((mark) => el("span", { class: "badge text-bg-warning ms-1" }, mark))),
-        cell(system.kind), cell(String(count)), cell(system.breaker && el("span", { class: `badge text-bg-${system.breaker === "closed" ? "success" : "danger"}` }, system.breaker)),
-        cell(system.calls), cell(system.waiting), cell(el("span", { class: "moorage-quiet" }, Object.entries(system.outcomes ?? {}).map(([name, count]) => `${name} ${count}`).join(", "))),
+        cell(system.kind), cell(String(count)), cell(system.breaker && el("span", { class: `badge text-bg-${system.breaker === "closed" ? "success" : "danger"}` }, t(`breaker.${system.breaker}`))),
+        cell(observed(system)), cell(`${system.calls ?? 0} / ${system.waiting ?? 0}`), cell(failures(system.outcomes ?? {})),
         cell(button("admin.stop_all", `${t("admin.stop_all")}: ${system.name}`, () => act("stop_all", system.name, t("admin.confirm_stop_all", { system: system.name })), "btn-outline-danger"),
           action(system.drained ? "undrain" : "drain", system.name), action(system.maintenance ? "maintenance_off" : "maintenance_on", system.name)));
     }));
@@ -69,15 +90,26 @@ function choices(select, names) {
 }
 
 function draw() {
+  const open = new Set([...document.querySelectorAll("#admin-systems details[open]")].map((each) => each.closest("tr").dataset.system));
+  redraw();
+  for (const name of open) document.querySelector(`#admin-systems tr[data-system="${CSS.escape(name)}"] details`)?.setAttribute("open", "");
+}
+
+function redraw() {
   choices(at("admin-system"), new Set(state.systems.map((each) => each.name)));
   choices(at("admin-state"), new Set(state.sessions.map((each) => each.state)));
   drawSystems();
   drawSessions();
-  table("admin-tunnels", t("admin.tunnels"), [t("session.id"), t("admin.age"), t("home.state"), t("admin.note")],
-    state.tunnels.map((each) => el("tr", {}, cell(el("code", {}, each.session)), cell(each.good_age_s === null ? "" : `${Math.round(each.good_age_s)} s`),
-      cell(el("span", { class: `badge text-bg-${each.lost ? "danger" : "success"}` }, each.lost ? "lost" : "up")), cell(each.note))));
+  const owners = new Map(state.sessions.map((row) => [row.session, row]));
+  table("admin-tunnels", t("admin.tunnels"), [t("admin.owner"), t("admin.server"), t("home.where"), t("admin.age"), t("home.state"), t("admin.note")],
+    state.tunnels.map((each) => {
+      const row = owners.get(each.session);
+      return el("tr", {}, cell(row ? row.owner : el("code", {}, each.session)), cell(row && (row.server || t("home.default"))), cell(row?.system),
+        cell(each.good_age_s === null ? "–" : t("admin.ago", { age: seconds(each.good_age_s) })),
+        cell(el("span", { class: `badge text-bg-${each.lost ? "danger" : "success"}` }, t(each.lost ? "admin.lost" : "admin.up"))), cell(each.note));
+    }));
   table("admin-residue", t("admin.residue"), [t("admin.owner"), t("home.where"), t("admin.kind"), t("admin.job"), t("admin.since"), t("admin.tries")],
-    state.residue.map((each) => el("tr", {}, cell(each.owner), cell(each.system), cell(each.kind), cell(each.job), cell(time(each.since)), cell(String(each.tries)))));
+    state.residue.map((each) => el("tr", {}, cell(each.owner), cell(each.system), cell(t(`left.${each.kind}`)), cell(each.job), cell(time(each.since)), cell(String(each.tries)))));
   table("admin-audit", t("admin.audit"), [t("session.when"), t("admin.who"), t("admin.action"), t("admin.subject"), t("admin.outcome")],
     state.audit.map((each) => el("tr", {}, cell(time(each.at)), cell(each.who), cell(each.action), cell(each.subject), cell(each.outcome))));
 }

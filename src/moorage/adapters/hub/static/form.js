@@ -1,7 +1,7 @@
 // The form: fields that depend on those before them, drawn from the choice tree of the user.
 // The server checks every field against the same tree (core/catalog.py, `validate`): this only helps to choose.
 
-import { alertBox, api, call, data, el, failed, t, time } from "./moorage.js";
+import { alertBox, api, base, call, data, duration, el, failed, t, time } from "./moorage.js";
 
 const { tree, last, presets: kept, user } = data();
 const frame = document.getElementById("moorage-form");
@@ -80,13 +80,20 @@ function label(each) {
   return each.why ? `${shown} (${why(each)})` : shown;
 }
 
-function options(list, chosen) {
-  return list.map((each) => el("option", { value: each.name, disabled: Boolean(each.why), selected: each.name === chosen }, label(each)));
+/** Services, kernels and extensions are known by what they are; their names are for files. */
+function plain(each) {
+  const version = each.version ? ` – ${t("form.version", { version: each.version })}` : "";
+  const shown = `${each.description || each.name}${version}${each.deprecated ? ` – ${t("form.old")}` : ""}`;
+  return each.why ? `${shown} (${why(each)})` : shown;
+}
+
+function options(list, chosen, shown = label) {
+  return list.map((each) => el("option", { value: each.name, disabled: Boolean(each.why), selected: each.name === chosen }, shown(each)));
 }
 
 function select(name, list, chosen, help = []) {
   const id = `moorage-${name}`;
-  const groups = name !== "partition" ? options(list, chosen) : [
+  const groups = name !== "partition" ? options(list, chosen, name === "service" ? plain : label) : [
     group("form.login", list.filter((each) => each.login), chosen), group("form.batch", list.filter((each) => !each.login), chosen),
   ].filter(Boolean);
   const notes = [...help];
@@ -120,6 +127,8 @@ function amount(name, range) {
   const value = Math.round(choice[name] / factor);
   const problem = el("div", { class: "invalid-feedback", id: `${id}-problem`, role: "alert" });
   const hidden = el("input", { type: "hidden", name, value: choice[name] });
+  const spoken = el("div", { class: "form-text", "aria-live": "polite" });
+  const speak = () => { spoken.textContent = name === "walltime_s" && choice[name] >= 3600 ? `= ${duration(choice[name] * 1000)}` : ""; };
   const input = el("input", {
     class: "form-control", id, type: "number", inputmode: "numeric", min: least, max: most, step: 1, value, required: true,
     readonly: least === most, "aria-describedby": `${id}-help ${id}-problem`,
@@ -130,11 +139,13 @@ function amount(name, range) {
       input.setAttribute("aria-invalid", String(!fine));
       problem.textContent = fine ? "" : t("form.out_of_range", { least, most });
       if (fine) hidden.value = choice[name] = Math.min(Math.max(number * factor, range[0]), range[1]);
+      if (fine) speak(); else spoken.textContent = "";
     },
   });
+  speak();
   const shown = most >= 8760 * 60 && name === "walltime_s" ? "" : least === most ? t("form.exactly", { least }) : t("form.range", { least, most });
   const box = word ? el("div", { class: "input-group has-validation" }, input, el("span", { class: "input-group-text" }, word), problem) : el("div", {}, input, problem);
-  return el("div", { class: "col-sm-6 col-md-4" }, field(name, id, el("div", {}, box, hidden), [shown]));
+  return el("div", { class: "col-sm-6 col-md-4" }, field(name, id, el("div", {}, box, hidden, spoken), [shown]));
 }
 
 function ticks(name, list) {
@@ -146,7 +157,7 @@ function ticks(name, list) {
         el("input", {
           class: "form-check-input", type: "checkbox", id, name: `${name}[]`, value: each.name, disabled: Boolean(each.why), checked: choice[name].includes(each.name),
           onchange: (event) => { choice[name] = event.target.checked ? [...choice[name], each.name] : choice[name].filter((one) => one !== each.name); },
-        }), el("label", { class: "form-check-label", for: id }, label(each)));
+        }), el("label", { class: "form-check-label", for: id }, plain(each)));
     }),
     // An empty value says that the list was there: ticking nothing is a choice.
     el("input", { type: "hidden", name: `${name}[]`, value: "" }));
@@ -157,6 +168,8 @@ function notice(text, kind = "info") {
 }
 
 let marked = new Set();
+const said = el("div", { class: "visually-hidden", "aria-live": "polite", id: "moorage-said" });
+frame.after(said);
 
 function draw() {
   const { lists, ranges, service_, system_ } = choice;
@@ -190,7 +203,8 @@ function changed(event) {
     (each) => each !== name && before[each] !== undefined && before[each] !== "" && String(before[each]) !== String(choice[each] ?? "") && (choice.ranges[each] || choice.lists[each])));
   draw();
   document.getElementById(`moorage-${name}`)?.focus();
-  if (marked.size) alertBox("warning", [...marked].map((each) => `${t(`form.${each}`)}: ${t("form.changed", { because: t(`form.${because}`) })}`).join(" · "));
+  // The fields carry marks; this is for those who cannot see them.
+  said.textContent = [...marked].map((each) => `${t(`form.${each}`)}: ${t("form.changed", { because: t(`form.${because}`) })}`).join(". ");
 }
 
 // Presets and links --------------------------------------------------------------------------------------------------
@@ -210,6 +224,7 @@ function presetBar() {
     const wish = name.value.trim();
     presets = (await call("POST", api("users", user, "presets"), { name: wish, options: wanted() })).presets;
     draw();
+    document.getElementById("moorage-preset").value = wish;
     alertBox("success", t("form.preset_saved", { name: wish }));
   });
   const remove = () => keep(async () => {
@@ -219,12 +234,24 @@ function presetBar() {
     draw();
     alertBox("success", t("form.preset_deleted", { name: wish }));
   });
-  const link = el("a", { class: "btn btn-sm btn-link", href: `#${new URLSearchParams(Object.entries(wanted()).map(([key, value]) => [key, String(value)]))}` }, t("form.link"));
+  const link = el("button", { type: "button", class: "btn btn-outline-secondary", id: "moorage-link", onclick: copy }, t("form.link"));
   return el("details", { class: "mb-3", open: names.length > 0 }, el("summary", {}, t("form.presets")),
     el("div", { class: "row g-2 mt-1" },
-      names.length ? el("div", { class: "col-md-5" }, el("div", { class: "input-group" }, chooser, el("button", { type: "button", class: "btn btn-outline-secondary", onclick: remove }, t("form.delete")))) : null,
-      el("div", { class: "col-md-5" }, el("div", { class: "input-group" }, name, el("button", { type: "button", class: "btn btn-outline-secondary", onclick: save }, t("form.save")))),
-      el("div", { class: "col-md-2" }, link)));
+      names.length ? el("div", { class: "col-md" }, el("div", { class: "input-group" }, chooser, el("button", { type: "button", class: "btn btn-outline-secondary", onclick: remove }, t("form.delete")))) : null,
+      el("div", { class: "col-md" }, el("div", { class: "input-group" }, name, el("button", { type: "button", class: "btn btn-outline-secondary", onclick: save }, t("form.save")))),
+      el("div", { class: "col-md-auto" }, link)));
+}
+
+/** A link for everybody: it fills in the form of whoever follows it, and starts nothing. */
+async function copy() {
+  const query = new URLSearchParams(Object.entries(wanted()).map(([key, value]) => [key, String(value)]));
+  const address = new URL(`${base}spawn?${query}`, window.location.href).href;
+  try {
+    await navigator.clipboard.writeText(address);
+    alertBox("success", t("form.link_copied"));
+  } catch {
+    alertBox("info", address); // the browser does not let pages copy: to be copied by hand
+  }
 }
 
 async function keep(work) {

@@ -16,7 +16,8 @@ const actions = {
     await call("POST", path("api", "users", user, ...server(row)));
     window.location = row.pending_url;
   }),
-  change: (row) => link(row.form, "btn-outline-secondary", "action.change"),
+  change: (row) => (row.can.includes("start")
+    ? link(row.form, "btn-outline-secondary", "action.change") : link(row.form, "btn-primary", "action.choose")),
   stop: (row) => button(row, "btn-outline-danger", "action.stop", () => {
     if (window.confirm(t("home.confirm_stop", { name: row.name }))) return stop(row);
   }),
@@ -65,6 +66,12 @@ function bar(row) {
     el("div", { class: `progress-bar bg-${row.tone}`, style: `width: ${row.percent}%` }));
 }
 
+/** What the word for the state does not say. */
+function more(row) {
+  if (row.state === "ready") return row.node ? t("home.on", { node: row.node }) : "";
+  return row.text === t(`state.${row.state}`) ? "" : row.text;
+}
+
 function rowOf(row) {
   const where = [row.system, row.partition].filter(Boolean).join(" / ");
   const details = row.session
@@ -74,10 +81,11 @@ function rowOf(row) {
     el("th", { scope: "row", data: { label: t("home.name") } }, row.name),
     el("td", { data: { label: t("home.where") } }, where, row.service ? el("div", { class: "moorage-quiet" }, row.service) : null),
     el("td", { class: "moorage-state", data: { label: t("home.state") } },
-      el("span", { class: `badge text-bg-${row.tone} me-1` }, t(`state.${row.state}`).split(";")[0]), bar(row),
-      el("div", { class: "moorage-quiet" }, row.text === t(`state.${row.state}`) ? "" : row.text, " ", details)),
-    el("td", { data: { label: t("home.left") } }, left(row)),
-    el("td", { data: { label: t("home.actions") } }, ...row.can.map((name) => actions[name](row))));
+      el("span", { class: `badge text-bg-${row.tone} me-2` }, t(`state.${row.state}`).split(";")[0]), details, bar(row),
+      el("div", { class: "moorage-quiet moorage-short", title: more(row) }, more(row)),
+      row.line ? el("div", { class: "moorage-line", title: `${t("home.line")}: ${row.line}` }, row.line) : null),
+    el("td", { class: "moorage-left", data: { label: t("home.left") } }, left(row)),
+    el("td", { class: "moorage-actions", data: { label: t("home.actions") } }, ...row.can.map((name) => actions[name](row))));
 }
 
 function draw() {

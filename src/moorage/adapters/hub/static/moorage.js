@@ -82,6 +82,17 @@ export function duration(milliseconds) {
   return hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
 }
 
+/** Steps that read the same are one, with how often it was said. */
+export function condensed(steps) {
+  const shown = [];
+  for (const step of steps) {
+    const before = shown.at(-1);
+    if (before && before.text === step.text) { before.times += 1; before.until = step.at; }
+    else shown.push({ ...step, times: 1, until: step.at });
+  }
+  return shown;
+}
+
 export function alertBox(kind, text) {
   const box = document.getElementById("moorage-alerts");
   box?.replaceChildren(el("div", { class: `alert alert-${kind}`, role: kind === "danger" ? "alert" : "status" }, text));

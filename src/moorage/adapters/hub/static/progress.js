@@ -1,6 +1,6 @@
 // The progress page. It is a view of the session's history, so a reload shows the same.
 
-import { api, call, el, failed, path, stream, t, time } from "./moorage.js";
+import { api, call, condensed, el, failed, path, stream, t, time } from "./moorage.js";
 
 const page = document.getElementById("moorage-progress");
 const { user, server } = page.dataset;
@@ -11,7 +11,7 @@ const options = document.getElementById("moorage-options");
 let row = null;
 let leaving = false; // after a cancel we go home; a reload at the same moment would win over that
 
-function show({ rows, steps }) {
+function show({ rows, steps, report }) {
   row = rows.find((each) => each.server === server);
   if (!row) { window.location = path("home"); return; }
   if (message.textContent !== row.text) message.textContent = row.text;
@@ -20,16 +20,32 @@ function show({ rows, steps }) {
   bar.setAttribute("aria-valuenow", row.percent);
   bar.setAttribute("aria-valuetext", t("progress.percent", { percent: row.percent }));
   bar.textContent = `${row.percent} %`;
-  drawSteps(steps);
+  drawSteps(steps, report?.steps ?? []);
+  drawLog(report?.log ?? "");
   drawOptions();
   // Ready, or over: the Hub's own page for either is at this very address.
   if (!leaving && (row.hub === "ready" || (!row.hub && !row.going))) window.location.reload();
   if (row.hub === "stop") { message.textContent = t("progress.cancelling"); }
 }
 
-function drawSteps(steps) {
-  const shown = steps.filter((step, index) => index === 0 || step.text !== steps[index - 1].text);
-  log.replaceChildren(...shown.map((step) => el("li", {}, el("time", { datetime: new Date(step.at).toISOString() }, time(step.at)), ` ${step.text}`)));
+function entry(step) {
+  return el("li", {}, el("time", { datetime: new Date(step.at).toISOString() }, time(step.at)), ` ${step.text}`);
+}
+
+/** What the machine saw, and below the newest of it what the launcher says of its node. */
+function drawSteps(steps, boot) {
+  const entries = condensed(steps).map(entry);
+  if (boot.length) entries.at(-1)?.append(el("ol", { class: "moorage-steps", "aria-label": t("progress.boot") }, ...boot.map(entry)));
+  log.replaceChildren(...entries);
+}
+
+function drawLog(text) {
+  const box = document.getElementById("progress-tail");
+  box.hidden = !text;
+  const shown = box.querySelector("pre");
+  if (shown.textContent === text) return;
+  shown.textContent = text;
+  shown.scrollTop = shown.scrollHeight;
 }
 
 function drawOptions() {
