@@ -13,7 +13,7 @@ from tests.property.alphabet import run
 
 from moorage.core.model import State
 
-PROGRAMS = 6_000
+PROGRAMS = 3_000
 LABELS = 3
 ORDER = [state.__name__ for state in get_args(State)]
 
@@ -23,7 +23,7 @@ def transitions() -> dict[tuple[str, str], Counter[str]]:
     found: dict[tuple[str, str], Counter[str]] = {}
     for seed in range(PROGRAMS):
         numbers = random.Random(seed)
-        for before, event, _, decision in run([numbers.randrange(1 << 40) for _ in range(30)]):
+        for before, event, _, decision in run([numbers.randrange(1 << 40) for _ in range(140)]):
             edge = type(before.state).__name__, type(decision.session.state).__name__
             if edge[0] != edge[1]:
                 found.setdefault(edge, Counter())[type(event).__name__] += 1

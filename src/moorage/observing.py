@@ -75,13 +75,10 @@ class Watched:
     interval_ms: int
     urgent: bool
     due: Instant
+    soon: Instant = NEVER
+    """From then on it is asked about if somebody else is."""
     asked_at: Instant | None = None
     told: Observation | None = None
-
-    @property
-    def soon(self) -> Instant:
-        """From then on it is asked about if somebody else is."""
-        return Instant(self.due - self.interval_ms // SOON)
 
 
 @frozen
@@ -104,6 +101,8 @@ class Observer:
     heap: list[tuple[Instant, JobId]] = field(factory=list)
     changed: asyncio.Event = field(factory=asyncio.Event)
     planned: Instant = NEVER
+    rested_at: Instant = Instant(0)
+    """The system is left alone until then, however urgent a job is."""
     owners: dict[Owner, Instant] = field(factory=dict)
     """On whose behalf to sweep, and when a session of theirs last changed."""
     answered_at: Instant | None = None
@@ -113,11 +112,12 @@ class Observer:
     def plan(self, watched: Watched, due: Instant) -> None:
         """Ask about a job at `due`."""
         watched.due = due
+        watched.soon = Instant(due - watched.interval_ms // SOON)
         heapq.heappush(self.heap, (due, watched.handle.job))
         if len(self.heap) > HEAP_SLACK + 4 * len(self.jobs):
             self.heap = [(each.due, job) for job, each in self.jobs.items()]
             heapq.heapify(self.heap)
-        if due < self.planned:
+        if max(due, self.rested_at) < self.planned:
             self.changed.set()
 
     def next_due(self) -> Instant:
@@ -216,10 +216,10 @@ class Observing:
 
     async def _observe(self, observer: Observer) -> None:
         """Ask when something is due, never faster than the system can be asked."""
-        clock, rested_at = self.ports.clock, Instant(0)
+        clock = self.ports.clock
         while True:
             observer.changed.clear()
-            observer.planned = at = Instant(max(observer.next_due(), rested_at))
+            observer.planned = at = Instant(max(observer.next_due(), observer.rested_at))
             if clock.now() < at:
                 await self.performing.first(observer.changed.wait(), _sleep(clock.sleep_until, at))
                 if clock.now() < at:
@@ -229,7 +229,7 @@ class Observing:
             ended = clock.now()
             timeouts = observer.entry.timeouts
             least_ms, most_ms = int(timeouts.status_first_s * 1000), int(timeouts.status_queued_s * 1000)
-            rested_at = Instant(ended + max(least_ms, min(most_ms, REST * (ended - began))))
+            observer.rested_at = Instant(ended + max(least_ms, min(most_ms, REST * (ended - began))))
 
     async def _ask(self, observer: Observer, now: Instant) -> None:
         asked = [watched for watched in observer.jobs.values() if watched.soon <= now]
@@ -458,18 +458,9 @@ def _may_have_path(session: Session) -> bool:
 
 def _checked_paths(found: object) -> Mapping[SessionId, PathReport]:
     """The relay's answer; one of another type must not end the check of all paths."""
-    if not isinstance(found, Mapping) or not all(map(_is_report, found.values())):
+    if not isinstance(found, Mapping) or not all(isinstance(each, PathReport) for each in found.values()):
         raise Malformed("the relay answered with something else than its paths")
     return found
-
-
-def _is_report(each: object) -> bool:
-    return (
-        isinstance(each, PathReport)
-        and (each.good_age_s is None or isinstance(each.good_age_s, int | float))
-        and isinstance(each.lost, bool)
-        and isinstance(each.note, str)
-    )
 
 
 def _one_per_account(observer: Observer) -> list[Owner]:

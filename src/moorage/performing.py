@@ -511,7 +511,7 @@ class Performing:
         )
         if not (isinstance(result, ProbeResult) and isinstance(result.good, bool) and isinstance(result.note, str)):
             raise Malformed("the relay answered a probe with no result")
-        return Probed(number, result.good, result.note[:NOTE_LIMIT])
+        return Probed(number, result.good, result.note[:NOTE_LIMIT], result.proven is True)
 
     # Calls ------------------------------------------------------------------------------------------------------------
 

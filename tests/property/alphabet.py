@@ -145,7 +145,7 @@ DECODERS: dict[type, Decoder] = {
     events.Observed: lambda d, s, n: events.Observed(job_of(d, s), asked_at(d, n), observation(d)),
     events.EndpointRead: lambda d, s, n: events.EndpointRead(attempt_of(d, s), job_of(d, s), endpoint(d)),
     events.TunnelOpened: lambda d, s, n: events.TunnelOpened(number_of(d, s), route(d, s)),
-    events.Probed: lambda d, s, n: events.Probed(number_of(d, s), d.below(2) == 0),
+    events.Probed: lambda d, s, n: events.Probed(number_of(d, s), d.below(2) == 0, proven=d.below(2) == 0),
     events.Published: lambda d, s, n: events.Published(route(d, s)),
     events.EffectFailed: lambda d, s, n: events.EffectFailed(an_effect(d, s), failure(d)),
     events.StopAsked: lambda d, s, n: events.StopAsked("ada", d.of(Cause.STOPPED, Cause.POLICY)),

@@ -112,11 +112,17 @@ class TunnelOpened:
 
 @frozen
 class Probed:
-    """A request went end to end through the path and the far side proved who it is, or not."""
+    """
+    A request went end to end through the path and the far side proved who it is, or not.
+
+    Args:
+        proven: The launcher at the far end proved itself; if the probe is not good, only its lab does not answer yet.
+    """
 
     number: int
     good: bool
     note: str = ""
+    proven: bool = False
 
 
 @frozen

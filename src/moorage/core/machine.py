@@ -364,12 +364,13 @@ def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
         case Probed(number, good=True) if number == state.asked and state.route is not None:
             turn.go(_ready_now(turn, state, state.route, published=False))
             turn.ask(Publish, route=state.route)
-        case Probed(number, _, note) if number == state.asked:
+        case Probed(number, _, note, proven) if number == state.asked:
             said = note[:NOTE_LIMIT]
             tell = turn.set if said == state.note else turn.go
-            tell(evolve(state, asked=0, tries=state.tries + 1, due=turn.soon(state.since), note=said))
+            route = state.route if proven else None
+            tell(evolve(state, asked=0, tries=state.tries + 1, due=turn.soon(state.since), note=said, route=route))
         case EffectFailed(Probe(number=number) | OpenTunnel(number=number)) if number == state.asked:
-            turn.set(evolve(state, asked=0, tries=state.tries + 1, due=turn.repair_at(state.tries + 1)))
+            turn.set(evolve(state, asked=0, tries=state.tries + 1, due=turn.repair_at(state.tries + 1), route=None))
         case EndpointRead(attempt, job, endpoint) if _has_moved(turn, state, attempt, job, endpoint):
             _moved(turn, state)
         case Observed(job, _, Alive(phase=Phase.PENDING) as alive) if job == state.job.id:
@@ -378,6 +379,10 @@ def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
             _seen_alive(turn, state, alive)
         case Woke() if turn.now >= _connecting_deadline(turn.session, state):
             _begin_stop(turn, Cause.CONNECT_TIMED_OUT, Evidence("the job runs but no path to it could be made"))
+        case Woke() if turn.now >= state.due and state.route is not None and not state.asked:
+            # The path is there and leads to our launcher; what is missing is its lab.
+            turn.set(evolve(state, asked=turn.serial + 1, due=turn.answer_due()))
+            turn.ask(Probe)
         case Woke() | Resumed() if turn.now >= state.due or isinstance(event, Resumed):
             _repair(turn, state)
         case _:
@@ -390,7 +395,7 @@ def _ready(turn: "_Turn", state: Ready, event: Event) -> None:
         case Observed(job, _, Alive(phase=Phase.RUNNING) as alive) if job == state.job.id and _same_node(state, alive):
             _seen_alive(turn, state, alive)
         case Probed(number, good=True) if number == state.asked:
-            turn.set(evolve(state, asked=0, due=turn.in_s(turn.spec.timeouts.status_ready_s)))
+            turn.set(evolve(state, asked=0, due=turn.in_s(turn.spec.timeouts.probe_ready_s)))
         case Probed(number, _, note) if number == state.asked:
             _degrade(turn, state, note, tries=1)
         case EffectFailed(Probe(number=number), failure) if number == state.asked:
@@ -588,7 +593,7 @@ def _probe_now(turn: "_Turn", state: Ready) -> None:
 
 
 def _ready_now(turn: "_Turn", state: Connecting | Degraded, route: Route, published: bool) -> Ready:
-    check = turn.in_s(turn.spec.timeouts.status_ready_s)
+    check = turn.in_s(turn.spec.timeouts.probe_ready_s)
     return Ready(state.job, state.endpoint, route, turn.now, check, published=published, suspicion=state.suspicion)
 
 

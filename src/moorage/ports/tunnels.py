@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from attrs import frozen
+from attrs import field, frozen, validators
 
 from moorage.core.model import Endpoint, JobId, Route, SessionId, SessionSpec
 
@@ -16,19 +16,28 @@ class PathReport:
     Args:
         good_age_s: Seconds since a request last went end to end; `None` if none ever did.
         lost: The relay knows that nothing gets through now.
+
+    Raises:
+        TypeError: From something of another type: a broken relay must not end the check of all paths.
     """
 
-    good_age_s: float | None
-    lost: bool = False
-    note: str = ""
+    good_age_s: float | None = field(validator=validators.optional(validators.instance_of((int, float))))
+    lost: bool = field(default=False, validator=validators.instance_of(bool))
+    note: str = field(default="", validator=validators.instance_of(str))
 
 
 @frozen
 class ProbeResult:
-    """Whether a request went end to end and the far side proved that it is this session's launcher."""
+    """
+    Whether a request went end to end and the far side proved that it is this session's launcher.
+
+    Args:
+        proven: The far side proved itself; if the probe is not good, only its lab does not answer yet.
+    """
 
     good: bool
     note: str = ""
+    proven: bool = False
 
 
 class Tunnels(Protocol):

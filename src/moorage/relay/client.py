@@ -57,7 +57,7 @@ class RelayTunnels:
 
     async def probe(self, session: SessionId) -> ProbeResult:
         answer = await self._call("probe", session=session)
-        return _understood(lambda: ProbeResult(bool(answer["good"]), str(answer["note"])))
+        return _understood(lambda: ProbeResult(bool(answer["good"]), str(answer["note"]), answer.get("proven") is True))
 
     async def close(self, session: SessionId) -> None:
         await self._call("close", session=session)

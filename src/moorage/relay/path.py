@@ -311,7 +311,7 @@ class Path:
         if answer.lab in (LabState.WAITING, LabState.STARTING):
             self._lost, self._note = False, "the lab is starting"
             self._restock()  # should the first stream have failed: nothing else has it started
-            return ProbeResult(False, self._note)
+            return ProbeResult(False, self._note, proven=True)
         if answer.lab is LabState.ENDED or answer.verdict is Verdict.GONE:
             code = "" if answer.exit_code is None else f" with exit code {answer.exit_code}"
             return self._bad("the lab has ended" + code)

@@ -18,6 +18,7 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, IntEnum, auto
+from itertools import islice
 from typing import Any
 
 from attrs import Attribute, define, evolve, field, frozen
@@ -1193,7 +1194,8 @@ class BatchSystem:
         walltime = request.walltime_ms or min(partition.default_walltime_ms, longest)
         if partition.max_walltime_ms is not None and walltime > partition.max_walltime_ms:
             raise Refused(Refusal.WALLTIME, f"{walltime} ms is more than {partition.max_walltime_ms} ms")
-        if request.nodes > sum(host.need(request) is not None for host in self._in[partition.name]):
+        fitting = (host for host in self._in[partition.name] if host.need(request) is not None)
+        if sum(1 for _ in islice(fitting, request.nodes)) < request.nodes:
             raise Refused(Refusal.NODES, f"partition {partition.name} does not have such nodes")
         if request.reservation is not None:
             window = self._reservations.get(request.reservation)

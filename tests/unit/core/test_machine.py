@@ -332,6 +332,26 @@ def test_a_bad_probe_is_tried_again_with_the_listener() -> None:
     assert life.last(effects.Report).progress.text == "connecting: the lab is starting"
 
 
+def test_while_only_the_lab_is_missing_the_path_is_left_alone() -> None:
+    life = Life().connecting()
+    life.take(events.TunnelOpened(life.state.asked, ROUTE))
+    life.take(events.Probed(life.state.asked, good=False, note="the lab is starting", proven=True))
+    life.wake()
+    assert life.kinds() == {"Probe"}
+    life.take(events.Probed(life.state.asked, good=False, note="another launcher answered"))
+    life.wake()
+    assert life.kinds() == {"OpenTunnel"}
+
+
+def test_a_probe_without_an_answer_has_the_path_made_again() -> None:
+    life = Life().connecting()
+    life.take(events.TunnelOpened(life.state.asked, ROUTE))
+    life.take(events.Probed(life.state.asked, good=False, proven=True))
+    life.wake()
+    life.wake()
+    assert life.kinds() == {"OpenTunnel"}
+
+
 def test_after_some_failures_the_launcher_is_asked_where_it_is_now() -> None:
     """A requeued job has another launcher; nobody may have seen it wait."""
     life = Life().connecting()

@@ -140,11 +140,11 @@ def test_twins_but_the_living_one_is_ours() -> None:
 
 def test_ready_in_full() -> None:
     life = Life().ready()
-    assert life.state == Ready(ON_NODE, ENDPOINT, ROUTE, life.now, at(life, 300), published=True)
+    assert life.state == Ready(ON_NODE, ENDPOINT, ROUTE, life.now, at(life, 1_800), published=True)
     life.wake()
     assert life.state == evolve(life.state, asked=life.last(effects.Probe).number, due=at(life, 60))
     life.take(events.Probed(life.state.asked, good=True), after_s=1)
-    assert (life.state.asked, life.state.due) == (0, at(life, 300))
+    assert (life.state.asked, life.state.due) == (0, at(life, 1_800))
 
 
 def test_a_suspicion_goes_with_the_session_to_ready() -> None:
@@ -215,7 +215,7 @@ def test_repaired_in_full() -> None:
     life.take(events.TunnelOpened(life.state.asked, ROUTE))
     life.take(events.Probed(life.state.asked, good=True), after_s=1)
     job = evolve(ON_NODE, note="cut")
-    assert life.state == Ready(job, ENDPOINT, ROUTE, life.now, at(life, 300), published=True)
+    assert life.state == Ready(job, ENDPOINT, ROUTE, life.now, at(life, 1_800), published=True)
     assert life.kinds() == {"Report"}
 
 

@@ -478,8 +478,11 @@ async def test_a_path_report_with_wrong_contents_ends_no_check() -> None:
     async with world.runner() as runner:
         session = await runner.start(request())
         await wait_for(runner, session, Ready)
-        bad = PathReport("old", lost="?", note=None)  # type: ignore[arg-type]
-        world.relay.scripts["list"] = first(answering({session: bad}), answering({session: PathReport(1.0, True, 5)}))  # type: ignore[arg-type]
+        bad = ({"good_age_s": "old"}, {"good_age_s": 1.0, "lost": "?"}, {"good_age_s": 1.0, "lost": True, "note": 5})
+        for each in bad:
+            with pytest.raises(TypeError):
+                PathReport(**each)  # type: ignore[arg-type]
+        world.relay.scripts["list"] = first(*(answering({session: each}) for each in bad), raising(TypeError("bad")))
         await asyncio.sleep(60)
         assert isinstance((await runner.get(session)).session.state, Ready)
         nobody = SessionId("z" * 26)
