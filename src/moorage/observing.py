@@ -101,7 +101,7 @@ class Observer:
     heap: list[tuple[Instant, JobId]] = field(factory=list)
     changed: asyncio.Event = field(factory=asyncio.Event)
     planned: Instant = NEVER
-    rested_at: Instant = Instant(0)
+    rested_at: Instant = field(default=Instant(0))
     """The system is left alone until then, however urgent a job is."""
     owners: dict[Owner, Instant] = field(factory=dict)
     """On whose behalf to sweep, and when a session of theirs last changed."""

@@ -367,8 +367,8 @@ def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
         case Probed(number, _, note, proven) if number == state.asked:
             said = note[:NOTE_LIMIT]
             tell = turn.set if said == state.note else turn.go
-            route = state.route if proven else None
-            tell(evolve(state, asked=0, tries=state.tries + 1, due=turn.soon(state.since), note=said, route=route))
+            kept = state.route if proven else None
+            tell(evolve(state, asked=0, tries=state.tries + 1, due=turn.soon(state.since), note=said, route=kept))
         case EffectFailed(Probe(number=number) | OpenTunnel(number=number)) if number == state.asked:
             turn.set(evolve(state, asked=0, tries=state.tries + 1, due=turn.repair_at(state.tries + 1), route=None))
         case EndpointRead(attempt, job, endpoint) if _has_moved(turn, state, attempt, job, endpoint):

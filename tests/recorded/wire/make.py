@@ -160,7 +160,8 @@ class World:
             case fx.OpenTunnel():
                 return ev.TunnelOpened(effect.number, Route("http://127.0.0.1:33333"))
             case fx.Probe():
-                return ev.Probed(effect.number, self.quiet or self.choices.random() < 0.7, "", self.choices.random() < 0.5)
+                good, proven = self.quiet or self.choices.random() < 0.7, self.choices.random() < 0.5
+                return ev.Probed(effect.number, good, "", proven)
             case fx.CloseTunnel():
                 return ev.TunnelClosed(effect.number)
             case fx.Publish():
