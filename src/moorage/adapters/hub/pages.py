@@ -135,6 +135,14 @@ class Spawn(Ours, SpawnHandler):
             return None
         return super().get(user_name, server_name)
 
+    async def _render_form(self, for_user: Any, spawner_options_form: str, *message: str, **more: str) -> Any:
+        """After a start that failed at once the Hub shows the form of the default server, whatever was started."""
+        name = self.path_args[1] if len(self.path_args) > 1 else ""
+        spawner = for_user.spawners[name]
+        if self.request.method == "POST" and isinstance(spawner, MoorageSpawner):
+            spawner_options_form = await spawner.get_options_form()
+        return await super()._render_form(for_user, spawner_options_form, *message, **more)
+
 
 class Language(BaseHandler):
     """Chooses the language of the pages, for this browser."""
@@ -157,6 +165,7 @@ async def form_html(spawner: MoorageSpawner) -> str:
         "last": spawner.user_options or spawner.orm_spawner.user_options or {},
         "presets": await asyncio.to_thread(people.presets, person.name),
         "user": person.name,
+        "name": getattr(spawner.orm_spawner, "display_name", "") or spawner.name,
         "now": service.clock.now(),
     }
     return str(Markup(_FORM).format(data=Markup(for_script(data)), loading=texts("form.loading")))  # noqa: S704

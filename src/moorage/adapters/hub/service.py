@@ -27,8 +27,8 @@ class Operations(Protocol):
 
     def systems(self) -> Sequence[Mapping[str, Any]]:
         """
-        One row per system: name, kind, breaker, calls, waiting, outcomes, drained, maintenance, closed, and when it last
-        told what its jobs do (observed_s) or what went wrong since (failed).
+        One row per system: name, kind, breaker, calls, waiting, outcomes, drained, maintenance, closed, and when it
+        last told what its jobs do (observed_s) or what went wrong since (failed).
         """
         ...
 

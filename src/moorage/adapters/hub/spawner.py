@@ -94,6 +94,10 @@ class MoorageSpawner(Spawner):
     def _env_keep_default(self) -> list[str]:
         return []  # PATH and the like of the Hub's machine mean nothing on a node
 
+    @default("apply_user_options")
+    def _apply_user_options_default(self) -> Any:
+        return _use_at_start  # without one, the Hub warns at every start that nobody uses them
+
     @default("options_form")
     def _options_form_default(self) -> Any:
         return MoorageSpawner.render_options_form
@@ -432,6 +436,10 @@ class MoorageSpawner(Spawner):
     def _release(self) -> None:
         """Let go of the session: it lives on, and so does the token its job was given."""
         self._let_go = self.will_resume = True
+
+
+def _use_at_start(_spawner: MoorageSpawner, _options: Mapping[str, Any]) -> None:
+    """What was chosen is checked and used by `start`, when it is known what may be had then."""
 
 
 def read_form(formdata: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -305,3 +305,17 @@ async def test_figures_for_prometheus_name_no_person(start_hub: Start) -> None:
     assert 'moorage_ready_seconds_count{system="alpha"}' in text
     ours = [line for line in text.splitlines() if line.startswith("moorage_")]
     assert not any("alice" in line for line in ours)
+
+
+async def test_a_start_that_fails_at_once_shows_its_own_form_again(start_hub: Start) -> None:
+    """With what was chosen for this very server, and why it failed: the sentence and, behind a summary, the log."""
+    hub = await start_hub()
+    hub.world.system.failing = b"no module named numpy"
+    async with logged_in(hub, "alice") as alice:
+        data = {"walltime_s": "1200", "partition": "batch", "_xsrf": alice.xsrf()}
+        async with alice.session.post(f"{hub.url}/hub/spawn/alice/one", data=data) as answer:
+            page = await answer.text()
+    assert data_of(page)["last"]["walltime_s"] == "1200"
+    assert data_of(page)["name"] == "one"
+    assert "<summary>" in page
+    assert "no module named numpy" in page

@@ -63,8 +63,8 @@ function drawSystems() {
         el("th", { scope: "row", title: system.closed }, system.name, ...marks.map((mark) => el("span", { class: "badge text-bg-warning ms-1" }, mark))),
         cell(system.kind), cell(String(count)), cell(system.breaker && el("span", { class: `badge text-bg-${system.breaker === "closed" ? "success" : "danger"}` }, t(`breaker.${system.breaker}`))),
         cell(observed(system)), cell(`${system.calls ?? 0} / ${system.waiting ?? 0}`), cell(failures(system.outcomes ?? {})),
-        cell(button("admin.stop_all", `${t("admin.stop_all")}: ${system.name}`, () => act("stop_all", system.name, t("admin.confirm_stop_all", { system: system.name })), "btn-outline-danger"),
-          action(system.drained ? "undrain" : "drain", system.name), action(system.maintenance ? "maintenance_off" : "maintenance_on", system.name)));
+        el("td", { class: "moorage-actions" }, action(system.drained ? "undrain" : "drain", system.name), action(system.maintenance ? "maintenance_off" : "maintenance_on", system.name),
+          button("admin.stop_all", `${t("admin.stop_all")}: ${system.name}`, () => act("stop_all", system.name, t("admin.confirm_stop_all", { system: system.name })), "btn-outline-danger")));
     }));
 }
 

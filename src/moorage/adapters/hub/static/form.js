@@ -3,7 +3,7 @@
 
 import { alertBox, api, base, call, data, duration, el, failed, t, time } from "./moorage.js";
 
-const { tree, last, presets: kept, user } = data();
+const { tree, last, presets: kept, user, name: known } = data();
 const frame = document.getElementById("moorage-form");
 const start = document.getElementById("moorage-start");
 const RESOURCES = ["nodes", "cores", "memory_mib", "gpus", "walltime_s"];
@@ -24,8 +24,8 @@ function one(list, wish, preferred = () => false) {
   return open(list).find(preferred) ?? open(list)[0] ?? null;
 }
 
-/** Every field, nearest to what is wished for; also the lists from which each was taken. */
-function fit(wish) {
+/** Every field, nearest to what is wished for; also the lists from which each was taken. `before` are those of the wish. */
+function fit(wish, before = {}) {
   const now = { lists: {}, ranges: {} };
   const take = (name, list, preferred) => {
     now.lists[name] = list;
@@ -57,7 +57,9 @@ function fit(wish) {
     now.lists[name] = place ? tree.extras[place[name]] : [];
     const can = open(now.lists[name]);
     const wished = Array.isArray(wish[name]) ? wish[name] : null;
-    now[name] = can.filter((each) => (wished ? wished.includes(each.name) : each.ticked)).map((each) => each.name);
+    // Where nothing can be ticked the wish is kept for the next service; what was not there to tick is as proposed.
+    const asked = (each) => wished && (!before[name] || named(before[name], each.name));
+    now[name] = can.length ? can.filter((each) => (asked(each) ? wished.includes(each.name) : each.ticked)).map((each) => each.name) : wished;
   }
   return now;
 }
@@ -197,7 +199,7 @@ function draw() {
 function changed(event) {
   const name = event.target.name;
   const before = choice;
-  choice = fit({ ...before, [name]: event.target.value });
+  choice = fit({ ...before, [name]: event.target.value }, before.lists);
   because = name;
   marked = new Set(["service", "system", "account", "project", "partition", "reservation", ...RESOURCES].filter(
     (each) => each !== name && before[each] !== undefined && before[each] !== "" && String(before[each]) !== String(choice[each] ?? "") && (choice.ranges[each] || choice.lists[each])));
@@ -210,7 +212,8 @@ function changed(event) {
 // Presets and links --------------------------------------------------------------------------------------------------
 
 function wanted() {
-  const names = ["service", "system", "account", "project", "partition", "reservation", ...RESOURCES.filter((name) => choice.ranges[name]), ...LISTS];
+  const lists = LISTS.filter((name) => choice.lists[name].length);
+  const names = ["service", "system", "account", "project", "partition", "reservation", ...RESOURCES.filter((name) => choice.ranges[name]), ...lists];
   return Object.fromEntries(names.filter((name) => choice[name] !== "" && choice[name] !== undefined).map((name) => [name, choice[name]]));
 }
 
@@ -269,7 +272,7 @@ function use(wish) {
 const fragment = new URLSearchParams(window.location.hash.slice(1));
 const wish = { ...last };
 for (const [name, value] of fragment) wish[name] = LISTS.includes(name) ? value.split(",").filter(Boolean) : value;
-const display = new URLSearchParams(window.location.search).get("display_name");
+const display = new URLSearchParams(window.location.search).get("display_name") || known;
 if (display) document.getElementById("moorage-form-title").textContent = t("form.title_named", { name: display });
 use(wish);
 if ([...fragment].length) alertBox("info", t("form.prefilled"));

@@ -79,7 +79,7 @@ function rowOf(row) {
     : null;
   return el("tr", { data: { server: row.server, state: row.state } },
     el("th", { scope: "row", data: { label: t("home.name") } }, row.name),
-    el("td", { data: { label: t("home.where") } }, where, row.service ? el("div", { class: "moorage-quiet" }, row.service) : null),
+    el("td", { class: "moorage-where", data: { label: t("home.where") } }, where, row.service ? el("div", { class: "moorage-quiet" }, row.service) : null),
     el("td", { class: "moorage-state", data: { label: t("home.state") } },
       el("span", { class: `badge text-bg-${row.tone} me-2` }, t(`state.${row.state}`).split(";")[0]), details, bar(row),
       el("div", { class: "moorage-quiet moorage-short", title: more(row) }, more(row)),

@@ -78,8 +78,9 @@ export function time(milliseconds) {
 export function duration(milliseconds) {
   const minutes = Math.max(0, Math.floor(milliseconds / 60000));
   const hours = Math.floor(minutes / 60);
-  if (hours >= 48) return `${Math.floor(hours / 24)} d ${hours % 24} h`;
-  return hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
+  if (hours >= 48) return hours % 24 ? `${Math.floor(hours / 24)} d ${hours % 24} h` : `${hours / 24} d`;
+  if (!hours) return `${minutes} min`;
+  return minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`;
 }
 
 /** Steps that read the same are one, with how often it was said. */
