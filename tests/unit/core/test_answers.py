@@ -20,9 +20,11 @@ from moorage.core.model import (
     Job,
     JobId,
     Left,
+    Locating,
     Phase,
     Queued,
     Residue,
+    Sighting,
     Stopping,
     Suspicion,
     tag_of,
@@ -105,6 +107,80 @@ def test_only_another_endpoint_of_this_very_job_is_a_move() -> None:
         assert life.state == before
         life.take(events.EndpointRead(1, JOB, elsewhere))
         assert life.decision.session.run == 2
+
+
+def test_a_lost_answer_does_not_count_but_keeps_the_count() -> None:
+    life = Life()
+    life.take(events.Admitted())
+    life.take(events.EffectFailed(life.last(effects.Submit), Failure(FailureKind.UNREACHABLE)))
+    life.take(events.Admitted(), after_s=61)
+    life.take(events.EffectFailed(life.last(effects.Submit), Failure(FailureKind.UNANSWERED)))
+    assert life.state == Locating(life.now, at(life, 60), tries=1)
+
+
+def test_a_foreign_destination_is_shown_as_far_as_a_line_goes() -> None:
+    """And the launcher is asked again soon: its operator may have corrected it."""
+    life = Life().starting()
+    life.take(events.EndpointRead(1, JOB, Endpoint("x" * 200, 22)), after_s=8)
+    assert life.state.note == f"the job reports '{'x' * 99}, which is neither its node (n17) nor an allowed destination"
+    assert life.state.due == at(life, 2)
+    life.take(events.EndpointRead(1, JOB, Endpoint("", 0, "/run/docker.sock")))
+    assert life.state.note.startswith("the job reports '/run/docker.sock', which")
+
+
+def test_a_path_that_may_be_good_outlives_every_word_about_its_job() -> None:
+    """Absent twice or finished twice: as long as no probe has failed, the session stays."""
+    for life in (Life().ready(), Life().degraded()):
+        kind = type(life.state)
+        life.take(events.Found(1, life.now, ()))
+        life.take(events.Found(1, at(life, 60), ()), after_s=60)
+        life.seen(observation=Gone(EndReason.FINISHED), after_s=60)
+        life.seen(observation=Gone(EndReason.FINISHED), after_s=60)
+        assert type(life.state) is kind
+    life.take(events.EffectFailed(life.last(effects.OpenTunnel), Failure(FailureKind.UNREACHABLE)))
+    assert type(life.state) is kind
+    life.seen(observation=Gone(EndReason.FINISHED))
+    assert (type(life.state), life.state.cause) == (Stopping, Cause.FINISHED)
+    assert set(kinds_left(life)) == {Left.TUNNEL, Left.ROUTE, Left.LOG, Left.FILES, Left.SECRET}
+    assert residue(life, Left.FILES).attempt == residue(life, Left.LOG).attempt == 1
+
+
+def test_a_repair_asks_for_the_very_path_and_launcher() -> None:
+    for life in (Life().connecting(), Life().degraded()):
+        for tries in range(1, 7):
+            life.take(events.EffectFailed(life.last(effects.OpenTunnel), Failure(FailureKind.UNREACHABLE)))
+            assert life.state.tries == tries
+            life.wake()
+            opened = life.last(effects.OpenTunnel)
+            assert (opened.job, opened.endpoint) == (JOB, ENDPOINT)
+            assert (life.state.asked, life.state.due) == (opened.number, at(life, 60))
+            if tries % 3 == 0:
+                assert life.kinds() == {"OpenTunnel", "ReadEndpoint"}
+                read = life.last(effects.ReadEndpoint)
+                assert (read.job, read.tag) == (JOB, tag_of(a_spec(), 1))
+            else:
+                assert life.kinds() == {"OpenTunnel"}
+
+
+def test_no_pause_is_nothing() -> None:
+    life = Life(timeouts=Timeouts(status_starting_s=1e-6, status_first_s=1e-6)).starting()
+    life.take(events.EndpointRead(1, JOB, None))
+    assert life.state.due == life.now + 1
+
+
+def test_a_lookup_clears_the_suspicion_about_the_living_job_that_has_to_go() -> None:
+    """And only of that one: a dead twin says nothing."""
+    tag = tag_of(a_spec(), 1)
+    life = Life().queued()
+    life.take(events.StopAsked())
+    life.take(events.Found(1, life.now, ()))
+    suspicion = residue(life, Left.JOB).suspicion
+    assert suspicion == Suspicion(Gone(EndReason.ABSENT), life.now, at(life, 10))
+    life.take(events.Found(1, life.now, (Sighting(JOB, tag, alive=False),)))
+    assert residue(life, Left.JOB).suspicion == suspicion
+    life.take(events.Found(1, life.now, (Sighting(JOB, tag),)))
+    assert residue(life, Left.JOB).suspicion is None
+    assert life.new == []
 
 
 # What has to go -------------------------------------------------------------------------------------------------------
