@@ -67,6 +67,8 @@ class Road:
     trace: Callable[[str], None] | None = None
     store_takes_time: bool = True
     """Whether others have a turn while the store works; a local one takes a millisecond that nobody notices."""
+    store_at: int = 0
+    """When the store is done with all it was asked for: it has one writer, and what comes later is done later."""
 
     async def call(
         self,
@@ -106,11 +108,13 @@ class Road:
             return act(verdict)
         answer: asyncio.Future[Answer] = self.loop.create_future()
         low, high = self.latency_ms
-        latency = low + int(self.source.fraction() * (high - low + 1))
+        at = self.loop.now_ms + low + int(self.source.fraction() * (high - low + 1))
+        if port == "store":
+            at = self.store_at = max(at, self.store_at)
         if verdict is PASS:
-            self.loop.call_at_ms(self.loop.now_ms + latency, self._arrive, act, verdict, answer, armed)
+            self.loop.call_at_ms(at, self._arrive, act, verdict, answer, armed)
         else:
-            self._strike(act, verdict, answer, armed, latency, wrap, deadline_ms)
+            self._strike(act, verdict, answer, armed, at, wrap, deadline_ms)
         if armed is Position.AFTER_CALL:
             self._kill()
         return await answer
@@ -141,12 +145,12 @@ class Road:
         verdict: Verdict,
         answer: "asyncio.Future[Any]",
         armed: "Position | None",
-        latency: int,
+        at: int,
         wrap: Wrap | None,
         deadline_ms: int,
     ) -> None:
         """What a fault makes of the call."""
-        at, later = self.loop.now_ms + latency, self.loop.call_at_ms
+        later = self.loop.call_at_ms
         words = wrap or (lambda error: error)
         # A store answers or fails: whoever asks it has no deadline of their own.
         surely = wrap is not None
@@ -175,14 +179,10 @@ class Road:
                 later(effect_at, self._arrive, act, verdict, nobody, armed)
                 self._never(answer, effect_at + 1, deadline_ms, words, surely)
             case Act.DELAY:
-                later(
-                    at + int(between(self.source, 0, 1.2 * deadline_ms, "slow")),
-                    self._arrive,
-                    act,
-                    verdict,
-                    answer,
-                    armed,
-                )
+                slow_at = at + int(between(self.source, 0, 1.2 * deadline_ms, "slow"))
+                if surely:
+                    self.store_at = slow_at
+                later(slow_at, self._arrive, act, verdict, answer, armed)
             case Act.HANG:
                 pass
             case Act.BUG:

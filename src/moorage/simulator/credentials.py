@@ -18,11 +18,16 @@ class Safe:
         self._seed = seed
         self.gates: dict[tuple[SessionId, int], Secret] = {}
         self.sessions: dict[SessionId, list[int]] = {}
-        self.environments: dict[SessionKey, Mapping[str, Secret]] = {}
+        self.kept: dict[SessionKey, Mapping[str, Secret]] = {}
+        self.environments: dict[SessionId, Mapping[str, Secret]] = {}
         self.issued: list[str] = []
         """Every secret there ever was: none of them may be found anywhere else."""
 
-    def issue(self, session: SessionId, attempt: int) -> None:
+    def issue(self, spec: SessionSpec, attempt: int) -> None:
+        """Make the secret of an attempt; the first one takes along what was kept for the key of its session."""
+        session = spec.id
+        if session not in self.environments:
+            self.environments[session] = self.kept.pop(spec.key, {})
         if (session, attempt) not in self.gates:
             text = hashlib.blake2b(f"{self._seed}/{session}/{attempt}".encode(), digest_size=32).hexdigest()
             self.gates[session, attempt] = Secret(text)
@@ -30,6 +35,7 @@ class Safe:
             self.issued.append(text)
 
     def revoke(self, session: SessionId) -> None:
+        self.environments.pop(session, None)
         for attempt in self.sessions.pop(session, ()):
             del self.gates[session, attempt]
 
@@ -49,7 +55,7 @@ class SimCredentials:
 
     async def issue(self, spec: SessionSpec, attempt: int) -> None:
         def act(_verdict: Verdict) -> None:
-            self.safe.issue(spec.id, attempt)
+            self.safe.issue(spec, attempt)
 
         await self.way.call("credentials", "issue", "", act)
 
@@ -71,7 +77,11 @@ class SimVault:
         return await self.way.call("vault", "gate", "", lambda _verdict: self.safe.gates[session, attempt])
 
     async def environment(self, session: SessionId) -> Mapping[str, Secret]:
-        return {}
+        act = lambda _verdict: dict(self.safe.environments.get(session, {}))  # noqa: E731 (one line says it)
+        return await self.way.call("vault", "environment", "", act)
 
     async def keep(self, key: SessionKey, environment: Mapping[str, Secret]) -> None:
-        self.safe.environments[key] = environment
+        def act(_verdict: Verdict) -> None:
+            self.safe.kept[key] = dict(environment)
+
+        await self.way.call("vault", "keep", "", act)

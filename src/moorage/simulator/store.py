@@ -56,7 +56,8 @@ class Shelf:
         if version != expected or (event is None) != (stored is None):
             raise StaleVersion(f"session {session.id} has version {version}, not {expected}")
         before = None if stored is None else stored.session
-        if limits is not None and self.taken.reached(session, limits) is not None:
+        asks_for_place = takes_place(session) and not (before is not None and takes_place(before))
+        if limits is not None and asks_for_place and self.taken.reached(session, limits) is not None:
             raise LimitReached(f"no place: {self.taken.reached(session, limits)}")
         decision = decided(before, session, event, at)
         stop(decision, event)

@@ -1,6 +1,7 @@
 """The port `Wakeups` inside one process: planned in memory, lost with the process."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from moorage.core.model import NEVER, Instant, SessionId
@@ -18,7 +19,8 @@ class SimWakeups:
         self._clock = clock
         self._life = life
         self._planned: dict[SessionId, Instant] = {}
-        self._due: asyncio.Queue[SessionId] = asyncio.Queue()
+        self._due: deque[SessionId] = deque()
+        self._filled = asyncio.Event()
 
     async def wake(self, session: SessionId, not_before: Instant) -> None:
         if not self._life.alive:
@@ -43,8 +45,13 @@ class SimWakeups:
             self._plan(session, planned)
         elif planned == at:
             del self._planned[session]
-            self._due.put_nowait(session)
+            self._due.append(session)
+            self._filled.set()
 
     async def run(self, handler: Callable[[SessionId], Awaitable[None]]) -> None:
         while True:
-            await handler(await self._due.get())
+            while self._due:
+                await handler(self._due[0])
+                self._due.popleft()  # not before it is handled: a run that ends in the middle loses nothing
+            self._filled.clear()
+            await self._filled.wait()
