@@ -277,7 +277,7 @@ def _locating(turn: "_Turn", state: Locating, event: Event) -> None:
             # Several jobs of one attempt: a server that made one per repeated request. One is ours, the rest goes.
             ours = min(sightings, key=lambda sighting: not sighting.alive)
             turn.go(Queued(Job(ours.job), turn.now))
-            _leave_strays(turn, attempt, sightings, but=ours.job)
+            _leave_strays(turn, attempt, sightings)
         case Found(attempt, asked_at, _) if attempt == turn.attempt:
             _not_located(turn, state, asked_at)
         case EffectFailed(Find(attempt=attempt)) if attempt == turn.attempt:
@@ -462,19 +462,17 @@ def _with_job(turn: "_Turn", state: WithJob, event: Event) -> None:
             state.suspicion
         ):
             # A listing without the job proves nothing, but it is worth a complete lookup.
-            turn.set(evolve(state, suspicion=_sought(turn, state.suspicion, asked_at)))
+            turn.set(evolve(state, suspicion=_sought(turn, state.suspicion or Suspicion(None, asked_at))))
             turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))
         case Found(attempt, asked_at, sightings) if attempt == turn.attempt:
-            _leave_strays(turn, attempt, sightings, but=state.job.id)
+            _leave_strays(turn, attempt, sightings)
             ours = [sighting for sighting in sightings if sighting.job == state.job.id]
             if not ours:
                 _suspect(turn, state, Gone(EndReason.ABSENT), asked_at)
             elif ours[0].alive:
                 turn.set(evolve(state, suspicion=None))
-        case Submitted(attempt, job) | StraySeen(attempt, job) if attempt == turn.attempt and job == state.job.id:
-            pass  # we know
         case Woke() if state.suspicion is not None and turn.now >= state.suspicion.lookup_at:
-            turn.set(evolve(state, suspicion=evolve(state.suspicion, lookup_at=turn.answer_due())))
+            turn.set(evolve(state, suspicion=_sought(turn, state.suspicion)))
             turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))
         case _:
             _anywhere(turn, event)
@@ -485,10 +483,9 @@ def _unsought(suspicion: Suspicion | None) -> bool:
     return suspicion is None or suspicion.lookup_at == NEVER
 
 
-def _sought(turn: "_Turn", suspicion: Suspicion | None, asked_at: Instant) -> Suspicion:
+def _sought(turn: "_Turn", suspicion: Suspicion) -> Suspicion:
     """The suspicion while a lookup is under way."""
-    first = Suspicion(None, asked_at) if suspicion is None else suspicion
-    return evolve(first, lookup_at=turn.answer_due())
+    return evolve(suspicion, lookup_at=turn.answer_due())
 
 
 def _suspect(turn: "_Turn", state: WithJob, proof: Gone, asked_at: Instant) -> None:
@@ -668,10 +665,10 @@ def _leave_job(turn: "_Turn", attempt: int, job: JobId | None) -> None:
     turn.leave(Left.JOB, attempt, job)
 
 
-def _leave_strays(turn: "_Turn", attempt: int, sightings: tuple[Sighting, ...], but: JobId | None = None) -> None:
+def _leave_strays(turn: "_Turn", attempt: int, sightings: tuple[Sighting, ...]) -> None:
     """Living jobs with our tag that no state accounts for have to go."""
     for sighting in sightings:
-        if sighting.alive and sighting.job != but:
+        if sighting.alive:
             _leave_stray(turn, attempt, sighting.job)
 
 
@@ -705,8 +702,8 @@ def _act(turn: "_Turn", left: Residue) -> Residue:
             # An accepted cancel is no end: some are accepted and do nothing. Again soon, then more rarely.
             tries, timeouts = left.tries + 1, turn.spec.timeouts
             again = turn.in_s(min(timeouts.backoff_cap_s, timeouts.lookup_s * tries))
-            left = evolve(left, asked=turn.serial, tries=tries, due=again)
-            return _seek(turn, left) if left.suspicion and turn.now >= left.suspicion.lookup_at else left
+            left, doubt = evolve(left, asked=turn.serial, tries=tries, due=again), left.suspicion
+            return _seek(turn, left, doubt) if doubt and turn.now >= doubt.lookup_at else left
         case Left.TUNNEL:
             turn.ask_for(left.attempt, CloseTunnel)
         case Left.ROUTE:
@@ -724,11 +721,11 @@ def _act(turn: "_Turn", left: Residue) -> Residue:
     return evolve(left, asked=turn.serial, due=due)
 
 
-def _seek(turn: "_Turn", left: Residue, asked_at: Instant | None = None) -> Residue:
+def _seek(turn: "_Turn", left: Residue, suspicion: Suspicion) -> Residue:
     """Look a job up that has to go and that its system does not seem to know."""
     turn.ask_for(left.attempt, Find, tag=tag_of(turn.spec, left.attempt))
-    suspicion = _sought(turn, left.suspicion, turn.now if asked_at is None else asked_at)
-    return evolve(left, suspicion=suspicion, due=min(left.due, suspicion.lookup_at))
+    sought = _sought(turn, suspicion)
+    return evolve(left, suspicion=sought, due=min(left.due, sought.lookup_at))
 
 
 def _act_on_residue(turn: "_Turn", every: bool) -> None:
@@ -762,7 +759,7 @@ def _job_reading(turn: "_Turn", job: JobId, asked_at: Instant, observation: Obse
             case Alive():
                 turn.replace(left, evolve(left, suspicion=None))
             case Doubt(DoubtReason.NOT_LISTED) if _unsought(left.suspicion):
-                turn.replace(left, _seek(turn, left, asked_at))
+                turn.replace(left, _seek(turn, left, left.suspicion or Suspicion(None, asked_at)))
             case Doubt():
                 pass
             case _:

@@ -88,7 +88,7 @@ PLANTED: tuple[Planted, ...] = (
         (_M._unsought, "return suspicion is None or suspicion.lookup_at == NEVER", "return False"),
         (
             _M._act,
-            "return _seek(turn, left) if left.suspicion and turn.now >= left.suspicion.lookup_at else left",
+            "return _seek(turn, left, doubt) if doubt and turn.now >= doubt.lookup_at else left",
             "return left",
         ),
     ),
