@@ -134,6 +134,8 @@ class MoorageSpawner(Spawner):
     async def _ask(self, service: Service, texts: Texts) -> None:
         """Have a session for this server, and its id: the one that is up or coming up, else a new one."""
         self.session_id = await self._up(service)
+        if self.session_id and await self._use_token_of_the_job(service):
+            return
         request = None if self.session_id else self._request(service, texts)
         await service.vault.keep(self.key(service), self._secrets())
         if request is not None:
@@ -141,7 +143,11 @@ class MoorageSpawner(Spawner):
             self._asked = asyncio.ensure_future(service.sessions.start(request))
             self.session_id = await asyncio.shield(self._asked)
             await self._remember_start(service)
-        await self._use_token_of_the_job(service)
+        ours = self.api_token
+        if await self._use_token_of_the_job(service) and self.api_token != ours:
+            # Its job was begun just before: what it was given is what a later attempt shall get as well.
+            given = await service.vault.environment(SessionId(self.session_id))
+            await service.vault.keep(self.key(service), given)
 
     async def _remember_start(self, service: Service) -> None:
         """Its log shall be found when the server has had another session; not worth a start, if it cannot be."""
@@ -358,18 +364,19 @@ class MoorageSpawner(Spawner):
     def _secrets(self) -> dict[str, Secret]:
         return {name: Secret(value) for name, value in self.get_env().items()}
 
-    async def _use_token_of_the_job(self, service: Service) -> None:
+    async def _use_token_of_the_job(self, service: Service) -> bool:
         """
-        Go on with the API token that a job of this session was given earlier, if one was.
+        Go on with the API token that a job of this session was given earlier; whether one was.
 
-        After this the Hub, which made a new token for this start, replaces it by the old one. It is kept again, so that
-        a later attempt of the same session gets that one as well.
+        After this the Hub, which made a new token for this start, replaces it by the old one. What is kept for later
+        attempts is not touched: it is that one, and goes with the session.
         """
         given = await service.vault.environment(SessionId(self.session_id))
         token = given.get("JUPYTERHUB_API_TOKEN")
-        if token is not None and token.reveal() != self.api_token:
-            self.api_token = str(token.reveal())
-            await service.vault.keep(self.key(service), given)
+        if token is None:
+            return False
+        self.api_token = str(token.reveal())
+        return True
 
     async def _wait_for_service(self, texts: Texts) -> Service:
         """What is wrong is in the Hub's log, for its operators: it may name files."""

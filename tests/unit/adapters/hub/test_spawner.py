@@ -277,6 +277,17 @@ async def test_after_a_restart_of_the_hub_the_session_is_there_again(start_hub: 
     assert "/user/alice/" in await again.app.proxy.get_all_routes()
 
 
+async def test_no_secret_is_left_of_a_session_that_outlived_a_hub(start_hub: Start, tmp_path: Path) -> None:
+    """Its token is taken up again from its own folder; nothing that a restart has kept anew stays when it ends."""
+    hub = await start_hub()
+    await started(hub)
+    await stop_hub(hub, harsh=True)
+    again = await start_hub()
+    await until(lambda: again.spawner("alice").ready)
+    await again.api("DELETE", "users/alice/server")
+    await until(lambda: not [path for path in (tmp_path / "vault").rglob("*") if path.is_file()])
+
+
 async def test_a_start_that_was_under_way_when_the_hub_died_is_waited_for_again(start_hub: Start) -> None:
     """The Hub has no state of it, and no address: it is found by its name, and nothing is started anew."""
     hub = await start_hub()
