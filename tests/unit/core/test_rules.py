@@ -326,7 +326,10 @@ def test_secrets_show_stars_and_refuse_to_leave() -> None:
     assert secret != "hunter2"
     with pytest.raises(TypeError):
         hash(secret)
-    with pytest.raises(TypeError):
-        secret.__getstate__()
+    for copied in (pickle.dumps, Secret.__getstate__, lambda it: it.__reduce_ex__(4)):
+        with pytest.raises(TypeError, match=r"^a secret is not pickled$"):
+            copied(secret)
+    assert Secret("\ud800") == Secret("\ud800")
+    assert Secret("\ud800") != Secret("\ud801")
     with pytest.raises(TypeError):
         Secret(b"bytes")  # type: ignore[arg-type]
