@@ -6,22 +6,32 @@ from attrs import evolve
 from moorage.core.catalog import (
     FIELDS,
     Account,
+    AccountChoice,
     Audience,
     Catalog,
+    Choices,
     Extra,
+    ExtraChoice,
     Grant,
     Lack,
     Partition,
+    PartitionChoice,
     Place,
+    PlaceChoice,
     Project,
+    ProjectChoice,
     Reservation,
+    ReservationChoice,
     ResourceRange,
     Right,
     Service,
+    ServiceChoice,
     SessionOptions,
     Start,
+    SystemChoice,
     SystemOffer,
     User,
+    WhyNot,
     Window,
     choices,
     fit,
@@ -134,6 +144,281 @@ def test_everything_wrong_is_told_at_once_and_values_are_not_repeated() -> None:
     assert not any(text in str(problem) for problem in problems for text in ("<", "hunter2"))
 
 
+# The whole tree --------------------------------------------------------------------------------------------------
+
+NOT_MINE, NOT_HERE = WhyNot(Lack.NOT_FOR_YOU), WhyNot(Lack.NOT_HERE)
+
+
+def test_the_whole_tree_of_a_user() -> None:
+    """Everything that the operator wrote is there, and on everything that cannot be had the reason."""
+    soon = Window(Instant(NOW + 5), Instant(NOW + 9), "new disks")
+    running = Window(Instant(NOW - 5), Instant(NOW + 7), "moving")
+    juniper = SystemOffer(
+        description="big",
+        notice="slow today",
+        partitions={
+            "batch": evolve(BATCH, description="nodes"),
+            "gpu": evolve(BATCH, description="cards", audience=STAFF),
+            "login": evolve(LOGIN, description="no queue"),
+        },
+        accounts={"course": Account("for the course"), "staff": Account(audience=STAFF)},
+        projects={
+            "open": Project("for all", partitions=("batch",)),
+            "inner": Project("closed", audience=STAFF),
+            "staffs": Project(accounts=("staff",)),
+            "cards": Project("cards only", partitions=("gpu",)),
+        },
+        reservations={
+            "elsewhere": Reservation(partitions=("gpu",)),
+            "now": Reservation("a course", partitions=("batch",)),
+            "later": Reservation("next week", window=Window(Instant(NOW + 1))),
+            "past": Reservation("last week", window=Window(None, NOW)),
+        },
+        maintenance=(Window(None, NOW), soon, Window(NOW, NOW)),
+    )
+    service = Service(
+        {JUNIPER: evolve(LAB, partitions=("batch",)), CEDAR: LAB, SystemName("gone"): LAB},
+        kind="vscode",
+        version="5",
+        description="an editor",
+        deprecated="old",
+        default=True,
+        kernels={"r": Extra("R", ticked=True, systems=(CEDAR,)), "julia": Extra("Julia", audience=STAFF)},
+        extensions={"git": Extra("Git", systems=(JUNIPER,)), "nb": Extra("Books", ticked=True, audience=STAFF)},
+    )
+    some = Catalog({JUNIPER: juniper, CEDAR: SystemOffer(maintenance=(running,))}, {"lab": service}, notice="welcome")
+
+    def partition(name: str, why_not: WhyNot | None = None) -> PartitionChoice:
+        reservations = {
+            "batch": (ReservationChoice("now", "a course"),),
+            "gpu": (ReservationChoice("elsewhere", ""),),
+            "login": (),
+        }[name]
+        if name != "login":
+            reservations += (
+                ReservationChoice("later", "next week", WhyNot(Lack.NOT_YET, until=Instant(NOW + 1))),
+                ReservationChoice("past", "last week", WhyNot(Lack.OVER)),
+            )
+        made = juniper.partitions[name]
+        return PartitionChoice(name, made.description, made.login, why_not, made.resources, reservations)
+
+    not_in = WhyNot(Lack.NOT_IN_PROJECT)
+    for_all = ProjectChoice(
+        "open", "for all", None, (partition("batch"), partition("gpu", NOT_MINE), partition("login"))
+    )
+    for_cards = ProjectChoice(
+        "cards", "cards only", None, (partition("batch", not_in), partition("gpu", NOT_MINE), partition("login"))
+    )
+    usual = PartitionChoice("", "", False, None, {"walltime_s": ResourceRange(60, 31_536_000, 7_200)}, ())
+    closed = WhyNot(Lack.MAINTENANCE, "moving", Instant(NOW + 7))
+    assert choices(some, ME, NOW) == Choices(
+        services=(
+            ServiceChoice(
+                "lab",
+                "vscode",
+                "5",
+                "an editor",
+                "old",
+                True,
+                None,
+                (
+                    PlaceChoice(
+                        JUNIPER,
+                        None,
+                        ("batch",),
+                        (ExtraChoice("r", "R", True, NOT_HERE), ExtraChoice("julia", "Julia", False, NOT_MINE)),
+                        (ExtraChoice("git", "Git", False), ExtraChoice("nb", "Books", True, NOT_MINE)),
+                    ),
+                    PlaceChoice(
+                        CEDAR,
+                        closed,
+                        None,
+                        (ExtraChoice("r", "R", True), ExtraChoice("julia", "Julia", False, NOT_MINE)),
+                        (ExtraChoice("git", "Git", False, NOT_HERE), ExtraChoice("nb", "Books", True, NOT_MINE)),
+                    ),
+                ),
+            ),
+        ),
+        systems=(
+            SystemChoice(
+                JUNIPER,
+                "big",
+                "slow today",
+                (soon,),
+                None,
+                (AccountChoice("course", "for the course", None, (for_all, for_cards)),),
+            ),
+            SystemChoice(
+                CEDAR,
+                "",
+                "",
+                (),
+                closed,
+                (AccountChoice("", "", None, (ProjectChoice("", "", None, (usual,)),)),),
+            ),
+        ),
+        notice="welcome",
+    )
+
+
+@pytest.mark.parametrize(
+    ("offer", "lack"),
+    [
+        (SystemOffer(audience=STAFF), Lack.NOT_FOR_YOU),
+        (SystemOffer(by_rights=True), Lack.NO_ACCOUNT),
+        (SystemOffer(accounts={"a": Account(audience=STAFF)}), Lack.NO_ACCOUNT),
+        (SystemOffer(projects={"p": Project(audience=STAFF)}), Lack.NO_PROJECT),
+        (SystemOffer(partitions={"gpu": Partition(audience=STAFF)}), Lack.NO_PARTITION),
+        (SystemOffer(projects={"p": Project(partitions=("x",))}), Lack.NO_PARTITION),
+        # With several accounts none of which leads anywhere there is no single reason.
+        (
+            SystemOffer(accounts={"a": Account(), "b": Account()}, projects={"p": Project(audience=STAFF)}),
+            Lack.NO_ACCOUNT,
+        ),
+    ],
+    ids=range(7),
+)
+def test_what_a_closed_system_lacks(offer: SystemOffer, lack: Lack) -> None:
+    tree = choices(catalog(offer), ME, NOW)
+    assert tree.systems[0].why_not == WhyNot(lack)
+    assert tree.services[0].why_not == WhyNot(Lack.NO_SYSTEM)
+
+
+def test_an_account_says_why_its_projects_lead_nowhere() -> None:
+    """The first project's reason, if none can be had; a project that can be had opens the account."""
+    offer = SystemOffer(
+        partitions={"gpu": BATCH},
+        accounts={"a": Account(), "b": Account()},
+        projects={"one": Project(accounts=("a",), partitions=("x",)), "two": Project(accounts=("a", "b"))},
+    )
+    a, b = choices(catalog(offer), ME, NOW).systems[0].accounts
+    assert [project.why_not for project in a.projects] == [WhyNot(Lack.NO_PARTITION), None]
+    assert (a.why_not, b.why_not) == (None, None)
+    narrow = evolve(offer, projects={"one": Project(partitions=("x",)), "two": Project(partitions=("y",))})
+    assert [each.why_not for each in choices(catalog(narrow), ME, NOW).systems[0].accounts] == [
+        WhyNot(Lack.NO_PARTITION)
+    ] * 2
+
+
+def test_maintenance_that_begins_now_is_not_planned() -> None:
+    offer = SystemOffer(maintenance=(Window(NOW, None, "now"), Window(Instant(NOW + 1), None, "next")))
+    system = choices(catalog(offer), ME, NOW).systems[0]
+    assert [window.notice for window in system.planned] == ["next"]
+    assert system.why_not == WhyNot(Lack.MAINTENANCE, "now")
+
+
+# What is said ----------------------------------------------------------------------------------------------------
+
+KNOWN = (
+    "service, system, account, project, partition, nodes, cores, memory_mib, gpus, walltime_s, reservation, kernels, "
+    "extensions"
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"service": "x"}, "service: is not one of those that are offered; expected one of lab"),
+        ({"system": "x"}, "system: is not one of those that are offered; expected one of juniper"),
+        ({"account": "x"}, "account: is not one of those that are offered; expected one of none"),
+        ({"partition": "x"}, "partition: is not one of those that are offered; expected one of batch, login"),
+        ({"nodes": "x"}, "nodes: is no whole number; expected a whole number from 1 to 16"),
+        ({"gpus": 5}, "gpus: is out of range; expected a whole number from 0 to 4"),
+        ({"cores": 1}, "cores: cannot be chosen in this partition; expected no value"),
+        ({"kernels": 7}, "kernels: is no list; expected a list of at most 100 names"),
+        ({"kernels": ["x", 1]}, "kernels: has 2 names that are not offered; expected one of julia, r"),
+        ({"extensions": "x"}, "extensions: has 1 names that are not offered; expected nothing: none can be had"),
+        ({"reservation": "x"}, "reservation: is not one of those that are offered; expected one of r0, r2"),
+        (
+            {"reservation": "r1"},
+            "reservation: cannot be had: it is open to other groups only; expected one of r0, r2",
+        ),
+        ({"a": 1, "b": 2, "nodes": 1}, f"form: has 2 unknown fields; expected only {KNOWN}"),
+    ],
+    ids=range(13),
+)
+def test_what_is_said_about_a_wrong_field(asked: dict[str, object], said: str) -> None:
+    offer = SystemOffer(
+        partitions={"batch": BATCH, "login": LOGIN},
+        reservations={"r0": Reservation(), "r1": Reservation(audience=STAFF), "r2": Reservation()},
+    )
+    kernels = {"julia": Extra(), "old": Extra(audience=STAFF), "r": Extra()}
+    problems = validate(choices(catalog(offer, Service({JUNIPER: LAB}, kernels=kernels)), ME, NOW), asked)
+    assert isinstance(problems, tuple)
+    assert [str(problem) for problem in problems] == [said]
+
+
+def test_of_many_alternatives_twenty_are_named() -> None:
+    for count, more in ((19, ""), (20, ""), (21, " and 1 more"), (32, " and 12 more")):
+        some = catalog(SystemOffer(partitions={f"p{n}": BATCH for n in range(count)}))
+        problems = validate(choices(some, ME, NOW), {"partition": "x"})
+        assert isinstance(problems, tuple)
+        assert problems[0].right == "one of " + ", ".join(f"p{n}" for n in range(min(count, 20))) + more
+
+
+def test_of_many_that_cannot_be_had_five_say_why() -> None:
+    closed = {f"s{n}": Service({JUNIPER: LAB}, audience=STAFF) for n in range(7)}
+    problems = validate(choices(Catalog({JUNIPER: SystemOffer()}, closed), ME, NOW), {})
+    assert isinstance(problems, tuple)
+    reasons = "; ".join(f"s{n}: it is open to other groups only" for n in range(5))
+    assert [str(problem) for problem in problems] == [
+        f"service: cannot be had; expected one that can be had ({reasons})"
+    ]
+    nameless = Service({JUNIPER: Place(LAB.start, partitions=("x",))})
+    problems = validate(choices(catalog(SystemOffer(), nameless), ME, NOW), {})
+    assert isinstance(problems, tuple)
+    assert [str(problem) for problem in problems] == [
+        "partition: cannot be had; expected one that can be had (it: this system does not have it)"
+    ]
+
+
+# Numbers and lists -----------------------------------------------------------------------------------------------
+
+
+def test_every_count_that_is_asked_for_is_had() -> None:
+    ranges = {name: ResourceRange(0, 99, 7) for name in ("nodes", "cores", "memory_mib", "gpus", "walltime_s")}
+    some = catalog(SystemOffer(partitions={"all": Partition(resources=ranges)}))
+    asked = {"nodes": 1, "cores": "2", "memory_mib": 3, "gpus": "4", "walltime_s": 5}
+    made = chosen(some, asked)
+    assert (made.nodes, made.cores, made.memory_mib, made.gpus, made.walltime_s) == (1, 2, 3, 4, 5)
+    made = chosen(some, {"nodes": None, "cores": ""})
+    assert (made.nodes, made.cores, made.memory_mib, made.gpus, made.walltime_s) == (7, 7, 7, 7, 7)
+    assert chosen(some, {"gpus": 0, "cores": 99}).gpus == 0
+
+
+def test_a_hundred_may_be_ticked() -> None:
+    kernels = {f"k{n}": Extra() for n in range(100)}
+    some = catalog(service=Service({JUNIPER: LAB}, kernels=kernels))
+    assert chosen(some, {"kernels": list(kernels)}).kernels == tuple(kernels)
+    assert chosen(some, {"kernels": ""}).kernels == ()
+
+
+def test_a_wrong_reservation_is_none_and_spoils_no_other_field() -> None:
+    offer = SystemOffer(
+        partitions={"batch": BATCH}, reservations={"r": Reservation(), "s": Reservation(audience=STAFF)}
+    )
+    tree = choices(catalog(offer), ME, NOW)
+    for name in ("x", "s"):
+        fitted = fit(tree, {"reservation": name})
+        assert fitted.options is not None
+        assert fitted.options.reservation == ""
+    fitted = fit(tree, {"nodes": 99, "reservation": "r"})
+    assert fitted.options is not None
+    assert (fitted.options.nodes, fitted.options.reservation) == (2, "r")
+    assert [problem.field for problem in fitted.problems] == ["nodes"]
+    bare = fit(choices(catalog(), ME, NOW), {"reservation": "x"})
+    assert bare.options is not None
+    assert bare.options.reservation == ""
+
+
+def test_nothing_chosen_means_what_is_proposed_unless_nothing_is_a_name() -> None:
+    named = SystemOffer(projects={"one": Project(), "two": Project()})
+    assert chosen(catalog(named), {"project": ""}).project == "one"
+    nameless = SystemOffer(projects={"one": Project(), "": Project()})
+    assert chosen(catalog(nameless), {"project": ""}).project == ""
+    assert chosen(catalog(nameless), {}).project == "one"
+
+
 # Who -------------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +487,7 @@ FORM = "{account},{system}_{partition},{project}"
         (FORM, "max1,JUW_batch,a b", None),
         (FORM, "max1,JUW_batch,a\nb", None),
         ("urn:res:{system}#{project}", "urn:RES:JUW#p", None),
+        (FORM, "m,j_b,h", Grant(SystemName("j"), "m", "h", "b")),
     ],
 )
 def test_rights_are_read_from_attributes(form: str, value: str, grant: Grant | None) -> None:
@@ -212,9 +498,15 @@ def test_rights_are_read_from_attributes(form: str, value: str, grant: Grant | N
     )
 
 
+def test_a_right_that_names_no_system_opens_none() -> None:
+    assert Right("hpc", "{account}").read("max1") == Grant(SystemName(""), "max1")
+
+
 @pytest.mark.parametrize("form", ["{account}", "{system}{account}", "{system},{system}"])
 def test_forms_that_cannot_be_read_are_told(form: str) -> None:
-    assert right_form_problem(form)
+    assert right_form_problem(form) == (
+        "{system}, and each of {account}, {project}, {partition} at most once, with a character between two"
+    )
 
 
 def test_rights_make_the_ways_down_to_a_partition() -> None:
