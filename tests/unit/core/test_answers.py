@@ -1,18 +1,24 @@
 """Answers that are late, doubled, about something else, or come at the very edge of a time."""
 
-from tests.unit.core.life import ENDPOINT, JOB, Life, a_spec
+import pytest
+from attrs import evolve
+from tests.unit.core.life import ENDPOINT, JOB, ROUTE, Life, a_spec
 
 from moorage.core import effects, events
+from moorage.core.machine import may_dial
 from moorage.core.model import (
     NEVER,
     NOTE_LIMIT,
     Alive,
     Cause,
+    Connecting,
+    Desired,
     Doubt,
     DoubtReason,
     Ended,
     Endpoint,
     EndReason,
+    Evidence,
     Failure,
     FailureKind,
     Gone,
@@ -23,6 +29,7 @@ from moorage.core.model import (
     Locating,
     Phase,
     Queued,
+    Ready,
     Residue,
     Sighting,
     Stopping,
@@ -183,6 +190,140 @@ def test_a_lookup_clears_the_suspicion_about_the_living_job_that_has_to_go() -> 
     assert life.new == []
 
 
+def test_a_reading_in_connecting_and_ready_is_only_noted() -> None:
+    """What the scheduler says is kept, a suspicion goes, and nobody else's reading counts."""
+    for life in (Life().connecting(), Life().ready()):
+        before = life.state
+        life.seen(observation=Gone(EndReason.FAILED))
+        asked = life.state.asked
+        life.seen(note="n" * 2 * NOTE_LIMIT)
+        assert life.new == []
+        assert life.state == evolve(before, job=Job(JOB, "n17", note="n" * NOTE_LIMIT), asked=asked, due=life.state.due)
+        known = life.state
+        life.take(events.Observed(OTHER, life.now, Alive(Phase.RUNNING, "n17", note="other")))
+        life.take(events.Observed(OTHER, life.now, Alive(Phase.ENDING, "n17", note="other")))
+        life.take(events.Observed(OTHER, life.now, NOT_LISTED))
+        assert (life.state, life.new) == (known, [])
+
+
+def test_only_the_probe_under_way_makes_a_session_ready() -> None:
+    """Not an older one, and none before there is a path to probe."""
+    life = Life().connecting()
+    opened = life.state.asked
+    life.take(events.TunnelOpened(opened, ROUTE))
+    probe = life.state.asked
+    before = life.state
+    life.take(events.Probed(opened, good=True))
+    life.take(events.Probed(probe + 1, good=True))
+    assert life.state == before
+    life.take(events.Probed(probe, good=True))
+    assert life.state == Ready(Job(JOB, "n17"), ENDPOINT, ROUTE, life.now, at(life, 1800), published=False)
+    life = Life().connecting()
+    life.take(events.Probed(life.state.asked, good=True))
+    assert (type(life.state), life.state.asked, life.state.tries) == (Connecting, 0, 1)
+
+
+def test_what_a_probe_met_is_told_once() -> None:
+    life = Life().connecting()
+    for note, kinds in (("starting", {"Report"}), ("starting", set()), ("another", {"Report"})):
+        life.wake()
+        life.take(events.TunnelOpened(life.state.asked, ROUTE))
+        life.take(events.Probed(life.state.asked, good=False, note=note), after_s=1)
+        assert life.kinds() == kinds
+        assert (life.state.asked, life.state.note) == (0, note)
+        assert life.state.due == life.now + min(5000, max(250, (life.now - life.state.since) // 4))
+
+
+def test_no_path_says_so() -> None:
+    life = Life().connecting()
+    while not isinstance(life.state, Stopping):
+        life.wake()
+    assert life.state == Stopping(
+        Cause.CONNECT_TIMED_OUT, Evidence("the job runs but no path to it could be made"), life.now
+    )
+    assert residue(life, Left.LOG).attempt == 1
+
+
+def test_a_probe_that_is_not_answered_is_sent_again() -> None:
+    life = Life().ready()
+    for _ in range(3):
+        life.wake()
+        assert life.kinds() == {"Probe"}
+        assert (life.state.asked, life.state.due) == (life.last(effects.Probe).number, at(life, 60))
+
+
+def test_a_lookup_under_way_is_enough() -> None:
+    for life in (Life().queued(), Life().starting(), Life().connecting(), Life().ready(), Life().degraded()):
+        life.seen(observation=NOT_LISTED)
+        assert "Find" in life.kinds()
+        suspicion = life.state.suspicion
+        life.seen(observation=NOT_LISTED)
+        assert (life.new, life.state.suspicion) == ([], suspicion)
+        life.wake(after_s=60)
+        assert life.last(effects.Find).tag == tag_of(a_spec(), 1)
+
+
+def test_a_twin_that_a_lookup_finds_has_to_go() -> None:
+    tag = tag_of(a_spec(), 1)
+    life = Life().ready()
+    before = life.state
+    life.take(events.Found(1, life.now, (Sighting(JOB, tag), Sighting(OTHER, tag), Sighting(JobId("x"), tag, False))))
+    assert life.state == before
+    cancel = life.last(effects.Cancel)
+    assert (cancel.job, cancel.attempt, cancel.tag) == (OTHER, 1, tag)
+    assert kinds_left(life) == [Left.JOB]
+
+
+def test_the_first_word_about_an_end_names_the_cause() -> None:
+    life = Life().starting()
+    life.seen(observation=Gone(EndReason.FAILED, 1, "first"))
+    life.seen(observation=Gone(EndReason.FINISHED, 0, "second"), after_s=6)
+    assert life.state == Stopping(Cause.FAILED, Evidence("first", 1), life.now)
+    life = Life().ready()
+    life.seen(observation=Gone(EndReason.FAILED))
+    first = life.state.suspicion
+    life.seen(observation=Gone(EndReason.FINISHED), after_s=60)
+    assert life.state.suspicion == first
+
+
+def test_two_absences_need_the_horizon_between_them() -> None:
+    """And a lookup is planned until then."""
+    life = Life().starting()
+    first = life.now
+    life.take(events.Found(1, first, ()))
+    life.take(events.Found(1, at(life, 29.999), ()), after_s=29.999)
+    assert life.state.suspicion == Suspicion(Gone(EndReason.ABSENT), first, at(life, 10))
+    life.take(events.Found(1, at(life, 0.001), ()), after_s=0.001)
+    assert life.state.cause is Cause.VANISHED
+
+
+@pytest.mark.parametrize(
+    ("node", "host", "allowed"),
+    [
+        ("n17", "n17", True),
+        ("n17.cluster", "n17", True),
+        ("N17.Cluster", "n17.cluster", True),
+        ("n17.cluster", "n17.other", False),
+        ("n17", "n18", False),
+        ("n17", "", False),
+        (None, "", False),
+        (None, "n17", False),
+        (None, "xxxx", False),
+        (None, "ok.example.org", True),
+        ("n17", "evil.example.org", False),
+        ("n17", "a.allowed.org", True),
+        ("n17", "a.allowed.org.evil.org", False),
+        ("n17", "allowed.org", False),
+        ("n17", "not-ok.example.org", False),
+    ],
+    ids=range(15),
+)
+def test_where_a_tunnel_may_lead(node: str | None, host: str, allowed: bool) -> None:
+    """I52: to the job's own node under its short or long name, or where the operator says."""
+    spec = a_spec(destinations=("ok.example.org", ".allowed.org"))
+    assert may_dial(spec, Job(JOB, node), Endpoint(host, 4000)) is allowed
+
+
 # What has to go -------------------------------------------------------------------------------------------------------
 
 
@@ -256,3 +397,71 @@ def test_after_the_log_the_files_go_and_nothing_else() -> None:
     life.take(events.LogRead(JOB, "once more"))
     assert life.new == []
     assert life.state.evidence.log == "the end"
+
+
+def test_everything_that_a_stop_asks_for_names_its_attempt_tag_and_job() -> None:
+    """Also when it is tried again, and for what an older attempt left."""
+    life = Life().connecting()
+    life.take(events.TunnelOpened(life.state.asked, ROUTE))
+    while not isinstance(life.state, Stopping):
+        life.wake()
+    life.take(events.StraySeen(0, OTHER))
+    began = len(life.asked)
+    life.take(events.Resumed(), after_s=1)
+    life.take(events.LogRead(JOB, ""))
+    life.take(events.Observed(JOB, life.now, NOT_LISTED))
+    asked = life.asked[began:]
+    assert {type(each).__name__ for each in asked} == {
+        *("CloseTunnel", "ReadLog", "Cancel", "Revoke", "Find"),
+    }
+    ready = Life().ready()
+    ready.take(events.StopAsked())
+    assert "Withdraw" in ready.kinds()
+    for each in [*asked, *ready.new]:
+        old = getattr(each, "job", JOB) == OTHER
+        assert each.attempt == (0 if old else 1)
+        assert getattr(each, "tag", tag_of(a_spec(), each.attempt)) == tag_of(a_spec(), each.attempt)
+        assert getattr(each, "job", JOB) in (JOB, OTHER)
+    life.seen(observation=Gone(EndReason.CANCELLED))
+    life.seen(observation=Gone(EndReason.CANCELLED), after_s=6)
+    remove = life.last(effects.Remove)
+    assert (remove.attempt, remove.tag, remove.job) == (1, tag_of(a_spec(), 1), JOB)
+
+
+def test_a_stop_is_told_who_asked() -> None:
+    life = Life().queued()
+    life.take(events.StopAsked("a" * 2 * NOTE_LIMIT, Cause.POLICY))
+    assert life.decision.session.desired is Desired.DOWN
+    assert life.state == Stopping(Cause.POLICY, Evidence(f"asked by {'a' * NOTE_LIMIT}"[:NOTE_LIMIT]), life.now)
+
+
+def test_the_late_answer_of_the_submit_makes_the_unknown_job_known() -> None:
+    """It is cancelled at once, and its count begins anew; a job of another attempt is another one."""
+    life = lost()
+    life.take(events.StopAsked(), after_s=1)
+    began = life.now
+    life.take(events.EffectFailed(life.last(effects.Find), Failure(FailureKind.UNREACHABLE)))
+    life.take(events.Found(1, life.now, ()))
+    life.take(events.Submitted(0, OTHER), after_s=1)
+    assert residue(life, Left.JOB, None).tries == 1
+    assert residue(life, Left.JOB, OTHER).attempt == 0
+    life.take(events.Submitted(1, JOB), after_s=1)
+    cancel = life.last(effects.Cancel)
+    assert residue(life, Left.JOB) == Residue(Left.JOB, 1, began, at(life, 10), JOB, cancel.number, tries=1)
+    assert [left.job for left in life.decision.session.residue if left.kind is Left.JOB] == [JOB, OTHER]
+
+
+def test_an_absent_job_that_has_to_go_is_cancelled_and_looked_up_at_once() -> None:
+    life = Life().queued()
+    life.take(events.StopAsked())
+    life.take(events.Found(1, life.now, ()))
+    life.wake(after_s=9.999)
+    assert life.new == []
+    life.wake(after_s=0.001)
+    assert life.kinds() == {"Cancel", "Find"}
+    left = residue(life, Left.JOB)
+    assert (left.tries, left.asked, left.due) == (2, life.last(effects.Cancel).number, at(life, 20))
+    assert left.suspicion is not None
+    assert left.suspicion.lookup_at == at(life, 60)
+    life.wake()
+    assert life.kinds() == {"Cancel"}
