@@ -59,9 +59,12 @@ def guarded() -> Iterator[None]:
     Refuse every way in while the body runs.
 
     What has been imported by name before (`from time import monotonic`) is not seen; `datetime.now` is closed by
-    putting a class in its place that knows no present.
+    putting a class in its place that knows no present. Inside another guard of the same thread it does nothing.
     """
     owner = threading.get_ident()
+    if owner in _guarded:
+        yield
+        return
     kept: list[tuple[Any, str, Any]] = []
     for place, name, what in WAYS_IN:
         original = getattr(place, name, None)
@@ -70,11 +73,17 @@ def guarded() -> Iterator[None]:
             setattr(place, name, _refusal(original, f"{getattr(place, '__name__', place)}.{name}", what, owner))
     kept.append((datetime, "datetime", datetime.datetime))
     datetime.datetime = _Timeless  # type: ignore[misc]
+    _guarded.add(owner)
     try:
         yield
     finally:
+        _guarded.discard(owner)
         for place, name, original in reversed(kept):
             setattr(place, name, original)
+
+
+_guarded: set[int] = set()
+"""Threads that run a simulation now."""
 
 
 def _refusal(original: Any, name: str, what: str, owner: int) -> Callable[..., Any]:

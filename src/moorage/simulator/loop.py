@@ -260,9 +260,9 @@ class VirtualLoop(_Loop):  # type: ignore[misc]  # see above
 
 
 @contextmanager
-def virtual_loop() -> Iterator[VirtualLoop]:
+def virtual_loop(loop: VirtualLoop | None = None) -> Iterator[VirtualLoop]:
     """A loop that is empty and closed afterwards: tasks that are still there are cancelled, generators closed."""
-    loop = VirtualLoop()
+    loop = loop or VirtualLoop()
     try:
         yield loop
     finally:

@@ -15,7 +15,6 @@ from .faults import CATALOGUE, Decider, Faults, Fired, Quiet, Rates, Script, Swa
 from .guard import guarded
 from .invariants import DECISIONS, LOOKS
 from .invariants import Broken as InvariantBroken
-from .loop import Stalled, VirtualLoop, virtual_loop
 from .report import Broken, Result, Snapshot, Tally, Times
 from .scenario import Burst, Poisson, Scenario, Storm, WorkingDay, load_faults
 from .site import Habits
@@ -104,15 +103,15 @@ class _Run:
         began, cpu = time.perf_counter(), time.process_time()
         source = Seeded(self.seed)
         tally = Tally()
-        with virtual_loop() as loop, guarded():
+        with guarded():
             decide = self.trouble.decider(source.stream("swarm")) if decider is None else decider
-            world = World(source, self._plan(keep_trace), decide, loop=loop)
+            world = World(source, self._plan(keep_trace), decide)
             world.watchers.append(tally.watch)
             crowd = Crowd(world, source.stream("users"), visits_of(self.scenario, source) if visits is None else visits)
             doings = [crowd.come(), *self._storms(world)]
             if on_progress is not None:
                 doings.append(self._progress(world, tally, on_progress))
-            broken = _live(world, loop, doings, int(self.scenario.lasts * 1000))
+            broken = _told(world.run(doings, int(self.scenario.lasts * 1000)))
             if fired is not None:
                 fired.extend(world.faults.fired)
         result = self._result(world, tally, broken)
@@ -271,13 +270,7 @@ def _story(result: Result) -> list[str]:
     return about[max(0, end + 1 - STORY_LINES) : end + 1]
 
 
-def _live(world: World, loop: VirtualLoop, doings: Sequence[Coroutine[Any, Any, Any]], lasts_ms: int) -> Broken | None:
-    try:
-        loop.run_until_complete(world.live(doings, lasts_ms))
-    except Stalled:
-        if world.broken is None:
-            raise
-    found: InvariantBroken | None = world.broken
+def _told(found: InvariantBroken | None) -> Broken | None:
     if found is None:
         return None
     about = f"session {found.session}: " if found.session else ""

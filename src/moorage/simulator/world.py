@@ -1,9 +1,8 @@
 """
 The simulated world: systems, relay, Hub, store, users, and the real runner between them, in virtual time.
 
-    world = World(source, plan)
-    with virtual_loop() as loop:
-        loop.run_until_complete(world.live())
+    world = World(Seeded(7), plan)
+    broken = world.run([Crowd(world, world.source.stream("users"), visits).come()], duration_ms=3_600_000)
 
 Everything that a process can lose is made anew when it is killed and started again; everything else outlives it.
 """
@@ -50,9 +49,10 @@ from .clock import EPOCH_MS, SimClock
 from .crashes import Boundary, Crash, crash_points
 from .credentials import Safe, SimCredentials, SimVault
 from .faults import Decider, Faults, Kind, Quiet
+from .guard import guarded
 from .hub import HubSide, SimHub
 from .invariants import Broken, Invariants, Saved, pending, remains
-from .loop import VirtualLoop
+from .loop import Runaway, Stalled, VirtualLoop, virtual_loop
 from .site import Habits, Site, SiteJob, Watching
 from .store import Shelf, SimStore
 from .systems import Happenings, PushingSystem, SimSystem
@@ -549,41 +549,65 @@ class World:
 
     # A whole life -----------------------------------------------------------------------------------------------------
 
-    async def live(self, doings: Sequence[Coroutine[Any, Any, Any]], duration_ms: int, settle: bool = True) -> None:
+    def run(self, doings: Sequence[Coroutine[Any, Any, Any]], duration_ms: int, settle: bool = True) -> Broken | None:
         """
-        Start the process, let things go on for a while, heal, and wait until everything has come to rest.
+        Live through the whole life of this world, once; what did not hold, or `None`.
 
-        Raises:
-            Broken: An invariant does not hold, or something is pending that should not be.
+        Nothing of the outside gets in meanwhile (`guard.py`), and nothing of the world runs afterwards.
+
+        Args:
+            doings: What people do; they go on until they are done or the world is healed and at rest.
+            duration_ms: When it is healed: until then things go wrong, afterwards they have to come right.
+            settle: `False` ends it there, without the question whether everything comes to rest.
         """
-        with self._listening():
-            await self.start_process()
-            self.spawn(self.weather())
-            self.spawn(self._look())
-            tasks = [self.spawn(doing) for doing in doings]
-            await self.sleep(max(0, duration_ms - self.loop.now_ms))
-            self.heal()
-            if settle:
-                await self.settle()
-                for task in tasks:
-                    task.cancel()
-                await self.stop_everything()
-            await self.end()
+        with guarded(), self._listening(), virtual_loop(self.loop):
+            try:
+                self.loop.run_until_complete(self._live(doings, duration_ms, settle))
+            except Stalled:
+                if self.broken is None:
+                    raise
+            except Runaway as error:
+                self.report("total", f"it runs in a circle: {error}", None)
+            finally:
+                # Of a broken world much is still under way, and none of it is of interest.
+                for process in self.processes:
+                    process.life.alive, process.runner.closing = False, True
+        return self.broken
+
+    async def _live(self, doings: Sequence[Coroutine[Any, Any, Any]], duration_ms: int, settle: bool) -> None:
+        await self.start_process()
+        self.spawn(self.weather())
+        self.spawn(self._look())
+        tasks = [self.spawn(doing) for doing in doings]
+        await self.sleep(max(0, duration_ms - self.loop.now_ms))
+        self.heal()
+        if settle:
+            await self.settle()
+            for task in tasks:
+                task.cancel()
+            await self.stop_everything()
+        await self.end()
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        logger, ear = logging.getLogger("moorage"), self.invariants.ear if self.invariants else None
-        if ear is None:
-            yield
-            return
-        before = logger.propagate
-        logger.addHandler(ear)
+        """
+        Hear what the runner calls critical, which is a bug, and let nothing of it out.
+
+        What it warns of is the simulated trouble itself: thousands of lines that nobody has to read.
+        """
+        logger = logging.getLogger("moorage")
+        propagate, level, ear = logger.propagate, logger.level, self.invariants.ear if self.invariants else None
         logger.propagate = False
+        logger.setLevel(logging.CRITICAL)
+        if ear is not None:
+            logger.addHandler(ear)
         try:
             yield
         finally:
-            logger.removeHandler(ear)
-            logger.propagate = before
+            if ear is not None:
+                logger.removeHandler(ear)
+            logger.propagate = propagate
+            logger.setLevel(level)
 
     async def _look(self) -> None:
         """Now and then, look at everything."""

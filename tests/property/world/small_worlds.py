@@ -12,8 +12,6 @@ from moorage.ports.sessions import StartRequest
 from moorage.simulator.choices import Seeded, Source, chance, pick
 from moorage.simulator.crashes import Crash
 from moorage.simulator.faults import Decider, Quiet, Swarm
-from moorage.simulator.guard import guarded
-from moorage.simulator.loop import Runaway, Stalled, virtual_loop
 from moorage.simulator.storms import STORMS
 from moorage.simulator.users import NAMES, Crowd, Visit
 from moorage.simulator.world import SystemPlan, World, WorldPlan
@@ -83,18 +81,12 @@ def live(
     chosen = small(seed) if world is None else world
     source = Seeded(seed)
     decide = Swarm(source.stream("swarm")) if decider is None else decider
-    with virtual_loop() as loop, guarded():
-        loop.most_callbacks = MOST_CALLBACKS
-        made = World(source, chosen.plan, decide, crash, loop)
-        doings = [Crowd(made, source.stream("users"), chosen.visits).come()]
-        if chosen.storm:
-            doings.append(_storm(made, chosen.storm, chosen.lasts_ms))
-        try:
-            loop.run_until_complete(made.live(doings, chosen.lasts_ms, settle))
-        except Stalled:
-            assert made.broken is not None, "the world stands still"
-        except Runaway as error:
-            made.report("total", f"it runs in a circle: {error}", None)
+    made = World(source, chosen.plan, decide, crash)
+    made.loop.most_callbacks = MOST_CALLBACKS
+    doings = [Crowd(made, source.stream("users"), chosen.visits).come()]
+    if chosen.storm:
+        doings.append(_storm(made, chosen.storm, chosen.lasts_ms))
+    made.run(doings, chosen.lasts_ms, settle)
     return made
 
 
