@@ -16,7 +16,7 @@ from moorage.core.model import Alive, Gone, JobId, Owner, Phase, Tag, tag_of
 from moorage.core.plan import PLAN_NAME
 from moorage.core.secret import Secret
 from moorage.ports.credentials import Token
-from moorage.ports.errors import Unanswered, Unreachable
+from moorage.ports.errors import Unanswered, Unauthorised, Unreachable
 from moorage.ports.system import Handle
 
 
@@ -141,6 +141,18 @@ async def test_a_site_that_hangs_costs_one_deadline_for_any_number_of_jobs(tmp_p
         with pytest.raises(Unanswered):
             await system.observe(jobs)
         assert asyncio.get_running_loop().time() - begin < 1.5
+
+
+async def test_a_note_begins_with_what_people_need(unicore: World) -> None:
+    """Who is refused and with what; which address does not answer. The tag comes last: a form shows one line."""
+    unicore.site.faults.add({"fault": "F-U8"})
+    with pytest.raises(Unauthorised) as refused:
+        await submit(unicore.make())
+    assert refused.value.note.startswith("the site does not accept the credentials, or not for this (HTTP 403; ")
+    assert refused.value.note.endswith("; asked as alice")
+    away = unicore.make(url="http://127.0.0.1:9/SITE/rest/core", insecure=False)
+    with pytest.raises(Unreachable, match=r"^no connection to 127\.0\.0\.1:9: Connection refused \("):
+        await submit(away)
 
 
 async def test_a_closed_adapter_makes_no_calls(unicore: World) -> None:

@@ -6,6 +6,7 @@ What comes back is an `Answer`, whole; what goes wrong is a `PortError`, or `Abs
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from httpx_aiohttp import AiohttpTransport
 from pyunicore.aio.client import Transport
 from pyunicore.credentials import Anonymous, Credential
 
-from moorage.core.model import Owner, SystemName
+from moorage.core.model import NOTE_LIMIT, Owner, SystemName
 from moorage.core.secret import Secret
 from moorage.core.timeouts import Timeouts
 from moorage.ports.errors import Malformed, PortError, Unanswered, Unauthorised, Unreachable
@@ -125,7 +126,7 @@ class Client:
             async with asyncio.timeout(request.deadline_s or self.timeouts.call_s):
                 return await self._tries(owner, request, begun)
         except TimeoutError as error:
-            note = f"{self.name}: {request.what}: no answer in time"
+            note = f"no answer in time ({self.name}: {request.what})"
             raise (Unanswered if begun.sent else Unreachable)(note) from error
 
     def session(self, owner: Owner) -> str | None:
@@ -167,15 +168,20 @@ class Client:
                 if expired:
                     raise Unreachable(f"{self.name}: {error}") from error
                 expired = True
-            except Unauthorised:
+            except Unauthorised as error:
                 if renewed or owner is None or header is None:
-                    raise
+                    raise self._with_account(error, owner) from error
                 # With a session the credentials were not looked at, and the session may be one that was opened with
                 # others, or as nobody: the server gives one to whoever it does not know, too.
                 if not await self.rights.renew(owner, header) and session is None:
-                    raise
+                    raise self._with_account(error, owner) from error
                 self.forget_session(owner, login.transport.last_session_id)
                 renewed = True
+
+    def _with_account(self, error: Unauthorised, owner: Owner | None) -> Unauthorised:
+        """The refusal, and whose credentials the site was shown."""
+        shown = "" if owner is None else f"; asked {self.rights.shown(owner)}"
+        return Unauthorised((error.note + shown)[:NOTE_LIMIT])
 
     async def _in_turn(self, login: "_Login", header: Secret | None, request: Request, begun: "_Begun") -> Answer:
         """
@@ -202,11 +208,11 @@ class Client:
                 now = datetime.fromtimestamp(self.rights.clock.now() / 1000, UTC)
                 raise error_of(caught.answer, request.verb, what, now) from None
             except _Broken as caught:
-                raise Malformed(f"{what}: {caught}") from caught
+                raise Malformed(f"{caught} ({what})") from caught
             except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
                 raise _failure(error, what) from error
         if answer.status not in (200, 201, 204, 206):
-            raise Malformed(f"{what}: the site answers with status {answer.status}")
+            raise Malformed(f"the site answers with status {answer.status} ({what})")
         return answer
 
 
@@ -363,7 +369,7 @@ def _connections(context: ssl.SSLContext, limit: int) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
 
-_NOTHING_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+_NOTHING_SENT = (aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 
 
 def _failure(error: BaseException, what: str) -> PortError:
@@ -376,14 +382,17 @@ def _failure(error: BaseException, what: str) -> PortError:
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | OSError) else error
     said = type(cause).__name__
     if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        return Unreachable(f"{what}: the site does not prove who it is (its certificate is not accepted)")
+        return Unreachable(f"the site does not prove who it is: its certificate is not accepted ({what})")
     if isinstance(cause, aiohttp.ClientConnectorDNSError):
-        return Unreachable(f"{what}: the site's name is not known")
+        return Unreachable(f"the name {cause.host} is not known ({what})")
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        why = os.strerror(cause.os_error.errno) if cause.os_error.errno else said
+        return Unreachable(f"no connection to {cause.host}:{cause.port}: {why} ({what})")
     if isinstance(cause, _NOTHING_SENT):
-        return Unreachable(f"{what}: no connection ({said})")
+        return Unreachable(f"no connection: {said} ({what})")
     if isinstance(cause, aiohttp.ClientResponseError):
-        return Malformed(f"{what}: what came is no HTTP ({said})")
-    return Unanswered(f"{what}: the connection ended before the answer was complete ({said})")
+        return Malformed(f"what came is no HTTP: {said} ({what})")
+    return Unanswered(f"the connection ended before the answer was complete: {said} ({what})")
 
 
 @contextlib.asynccontextmanager

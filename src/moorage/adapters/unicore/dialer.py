@@ -6,6 +6,8 @@ the first bytes that the far side sends, blocks, and listens on all interfaces.
 """
 
 import asyncio
+import os
+import socket
 import ssl
 import weakref
 from asyncio import StreamReader, StreamWriter
@@ -83,7 +85,7 @@ class UnicoreDialer:
             async with asyncio.timeout(self.timeouts.connect_s + self.timeouts.call_s), self._places:
                 reader, writer = await self._tries(f"/jobs/{job.job}/forward-port?{urlencode(query)}", job, what)
         except TimeoutError as error:
-            raise Unreachable(f"{what}: no answer in time") from error
+            raise Unreachable(f"no answer in time ({what})") from error
         self._open.add(writer)
         return reader, writer
 
@@ -119,7 +121,7 @@ class UnicoreDialer:
         if refused is None:
             return
         if refused[0] == header and self.client.rights.clock.now() < refused[1] + self.timeouts.auth_pause_s * 1000:
-            raise Unauthorised(f"{what}: the site has refused these credentials; they are not tried again yet")
+            raise Unauthorised(f"the site has refused these credentials; they are not tried again yet ({what})")
         del self._refused[owner]
 
     async def _session(self, job: Handle) -> str | None:
@@ -157,7 +159,7 @@ class UnicoreDialer:
             raise _error(Answer(answer.status, answer.headers, body), what)
         except (OSError, EOFError, asyncio.LimitOverrunError) as error:
             writer.transport.abort()
-            raise Unreachable(f"{what}: the connection ended before there was a stream") from error
+            raise Unreachable(f"the connection ended before there was a stream ({what})") from error
         except BaseException:
             writer.transport.abort()
             raise
@@ -173,9 +175,12 @@ class UnicoreDialer:
                     place.hostname, port, ssl=self.tls if secure else None, limit=BUFFER
                 )
         except ssl.SSLError as error:
-            raise Unreachable(f"{what}: the site does not prove who it is (its certificate is not accepted)") from error
+            raise Unreachable(f"the site does not prove who it is: its certificate is not accepted ({what})") from error
+        except socket.gaierror as error:
+            raise Unreachable(f"the name {place.hostname} is not known ({what})") from error
         except OSError as error:
-            raise Unreachable(f"{what}: no connection ({type(error).__name__})") from error
+            why = os.strerror(error.errno) if error.errno else type(error).__name__
+            raise Unreachable(f"no connection to {place.hostname}:{port}: {why} ({what})") from error
 
     def _request(self, target: str, header: Secret, session: str | None) -> bytes:
         place = urlsplit(self.client.base)
@@ -220,7 +225,7 @@ async def _body(reader: StreamReader, answer: Answer) -> bytes:
 def _error(answer: Answer, what: str) -> Exception:
     """Why there is no stream, in the three words of the port."""
     if answer.status in (101, 200):
-        return Refused(f"{what}: something between us and the site does not pass the upgrade on")
+        return Refused(f"something between us and the site does not pass the upgrade on ({what})")
     error = translate.error_of(answer, Verb.ASK, what, translate.EPOCH)
     if isinstance(error, Refused | Unauthorised | SessionExpired):
         return error

@@ -57,6 +57,11 @@ class Rights:
         wished = (("uid", self.config.accounts.get(owner)), ("role", self.config.role), ("group", self.config.group))
         return ",".join(f"{key}:{value}" for key, value in wished if value) or None
 
+    def shown(self, owner: Owner) -> str:
+        """Whose credentials the site is shown, for people; not where an operator keeps them."""
+        login = self.config.credentials
+        return f"as {login.username}" if isinstance(login, BasicLogin) else f"with the token of {owner}"
+
     async def header(self, owner: Owner) -> Secret:
         """
         The value of `Authorization`.

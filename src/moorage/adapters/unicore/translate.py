@@ -152,13 +152,15 @@ def error_of(answer: Answer, verb: Verb, what: str, now: datetime) -> Exception:
     """
     An error answer as the exception to raise: a `PortError`, `Absent` or `SessionExpired`.
 
+    Its note begins with what matters to people, who may see the first line of it only.
+
     Args:
         what: What was asked, for the note.
         now: For a `Retry-After` that is a date.
     """
     row = row_of(answer, verb)
     said = _told(answer)
-    note = f"{what}: {row.why} (HTTP {answer.status}{': ' + said if said else ''})"[:NOTE_LIMIT]
+    note = f"{row.why}{': ' + said if said else ''} (HTTP {answer.status}; {what})"[:NOTE_LIMIT]
     if issubclass(row.means, Overloaded):
         return Overloaded(note, retry_after_s=retry_after(answer.headers.get("retry-after"), now))
     if issubclass(row.means, PortError):

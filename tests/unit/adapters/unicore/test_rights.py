@@ -86,6 +86,12 @@ async def test_a_token_without_end_is_fetched_once(rights: Rights, issuer: Issue
     assert issuer.asked == 1
 
 
+def test_people_are_told_whose_credentials_a_site_was_shown(rights: Rights) -> None:
+    assert rights.shown(ALICE) == "with the token of alice"
+    login = BasicLogin(kind="basic", username="hub", password=SecretRef(file="/run/secrets/site"))
+    assert attrs.evolve(rights, config=UnicoreConfig(url=URL, credentials=login)).shown(ALICE) == "as hub"
+
+
 async def test_many_calls_at_once_fetch_one_token(rights: Rights, issuer: Issuer) -> None:
     said = await asyncio.gather(*(rights.header(ALICE) for _ in range(50)))
     assert {each.reveal() for each in said} == {"Bearer alice-1"}

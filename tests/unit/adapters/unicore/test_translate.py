@@ -108,7 +108,8 @@ def test_every_error_answer_means_what_its_row_says(name: str, row: str, verb: V
     made = translate.error_of(recorded(name), verb, "a call", NOW)
     assert type(made) is error
     if isinstance(made, PortError):
-        assert made.note.startswith("a call: ")
+        assert made.note.startswith(translate.row_of(recorded(name), verb).why), "what matters comes first"
+        assert made.note.endswith("; a call)")
         assert len(made.note) <= 500
 
 
