@@ -122,13 +122,13 @@ def admit(
 
 def in_line(waiting: Sequence[Session]) -> list[Session]:
     """By turns: the first session of each owner by age, then the second of each, and so on."""
-    turns: Counter[Owner] = Counter()
-    keyed = []
-    for session in sorted(waiting, key=lambda session: (session.spec.asked_at, session.id)):
-        owner = session.spec.key.owner
-        keyed.append((turns[owner], session.spec.asked_at, session.id, session))
-        turns[owner] += 1
-    return [entry[3] for entry in sorted(keyed, key=lambda entry: entry[:3])]
+    by_age = sorted(waiting, key=lambda session: (session.spec.asked_at, session.id))
+    asked: Counter[Owner] = Counter()
+    turn = {}
+    for session in by_age:
+        turn[session.id] = asked[session.spec.key.owner]
+        asked[session.spec.key.owner] += 1
+    return sorted(by_age, key=lambda session: turn[session.id])
 
 
 def _held_by(

@@ -214,10 +214,10 @@ def _describe(value: object, grammar: re.Pattern[str] | None = None) -> str:
             return f"has character U+{ord(char):04X} at position {position}"
     if value.startswith("-"):
         return "begins with '-'"
-    if grammar is not None and len(value) <= 4096:
+    if grammar is not None and len(value) <= 256:
         # The longest beginning that could still become right ends before the first character that does not fit.
-        fits = max((end for end in range(min(len(value), 256)) if grammar.fullmatch(value[:end])), default=0)
-        if 0 < fits < len(value):
+        fits = max((end for end in range(len(value)) if grammar.fullmatch(value[:end])), default=0)
+        if fits:
             return f"does not fit from position {fits} on (character U+{ord(value[fits]):04X})"
     return f"does not fit ({len(value)} characters)"
 

@@ -32,6 +32,7 @@ from moorage.core.model import (
     Ready,
     Residue,
     Sighting,
+    Starting,
     Stopping,
     Suspicion,
     tag_of,
@@ -173,6 +174,7 @@ def test_no_pause_is_nothing() -> None:
     life = Life(timeouts=Timeouts(status_starting_s=1e-6, status_first_s=1e-6)).starting()
     life.take(events.EndpointRead(1, JOB, None))
     assert life.state.due == life.now + 1
+    assert Life(timeouts=Timeouts(call_s=1e-6)).starting().state.due == life.now + 1
 
 
 def test_a_lookup_clears_the_suspicion_about_the_living_job_that_has_to_go() -> None:
@@ -322,6 +324,69 @@ def test_where_a_tunnel_may_lead(node: str | None, host: str, allowed: bool) -> 
     """I52: to the job's own node under its short or long name, or where the operator says."""
     spec = a_spec(destinations=("ok.example.org", ".allowed.org"))
     assert may_dial(spec, Job(JOB, node), Endpoint(host, 4000)) is allowed
+
+
+def test_a_restart_during_a_second_submit_keeps_the_count() -> None:
+    life = Life()
+    life.take(events.Admitted())
+    life.take(events.EffectFailed(life.last(effects.Submit), Failure(FailureKind.UNREACHABLE)))
+    life.take(events.Admitted(), after_s=61)
+    life.take(events.Resumed(), after_s=1)
+    assert life.state == Locating(life.now, at(life, 60), tries=1)
+
+
+def test_only_the_report_of_this_very_job_is_read() -> None:
+    life = Life().starting()
+    before = life.state
+    read = life.last(effects.ReadEndpoint)
+    life.take(events.EndpointRead(0, JOB, ENDPOINT))
+    life.take(events.EndpointRead(1, OTHER, ENDPOINT))
+    for wrong in (evolve(read, attempt=0), evolve(read, job=OTHER)):
+        life.take(events.EffectFailed(wrong, Failure(FailureKind.UNANSWERED)), after_s=1)
+    assert life.state == before
+    life.wake()
+    read = life.last(effects.ReadEndpoint)
+    assert (read.job, read.tag) == (JOB, tag_of(a_spec(), 1))
+
+
+def test_a_launcher_that_does_not_report_is_named_as_the_cause() -> None:
+    life = Life().starting()
+    life.wake(after_s=600)
+    said = "the launcher did not report where it listens"
+    assert life.state == Stopping(Cause.BOOT_TIMED_OUT, Evidence(said), life.now)
+
+
+def test_an_old_address_is_withdrawn_before_a_new_path_is_made() -> None:
+    life = Life().degraded()
+    life.take(events.EffectFailed(life.last(effects.OpenTunnel), Failure(FailureKind.UNREACHABLE)))
+    life.seen(observation=Alive(Phase.PENDING))
+    life.seen()
+    life.take(events.TunnelClosed(life.last(effects.CloseTunnel).number))
+    assert kinds_left(life) == [Left.ROUTE]
+    life.take(events.EndpointRead(1, JOB, ENDPOINT), after_s=4)
+    assert isinstance(life.state, Starting)
+    assert life.state.due == life.now + (life.now - life.state.since) // 4
+    life.take(events.Withdrawn(life.last(effects.Withdraw).number))
+    life.take(events.EndpointRead(1, JOB, ENDPOINT))
+    assert isinstance(life.state, Connecting)
+
+
+def test_a_suspicion_goes_along_to_connecting() -> None:
+    life = Life().starting()
+    life.seen(observation=Gone(EndReason.FAILED))
+    suspicion = life.state.suspicion
+    life.take(events.EndpointRead(1, JOB, ENDPOINT))
+    assert life.state.suspicion == suspicion == Suspicion(Gone(EndReason.FAILED), life.now)
+
+
+def test_what_the_scheduler_no_longer_says_stays_known() -> None:
+    life = Life().starting()
+    ends_at = at(life, 3600)
+    life.seen(ends_at=ends_at, note="until noon")
+    life.seen(observation=Alive(Phase.RUNNING))
+    assert life.state.job == Job(JOB, "n17", ends_at)
+    life.seen(observation=Alive(Phase.RUNNING, "n18", at(life, 60)))
+    assert life.state.job == Job(JOB, "n18", at(life, 59))
 
 
 # What has to go -------------------------------------------------------------------------------------------------------

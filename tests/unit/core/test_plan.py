@@ -13,6 +13,7 @@ import pytest
 from moorage.core.plan import (
     LAUNCHER_NAME,
     SCRIPT,
+    SECRETS_LIMIT,
     GatePort,
     Lab,
     LaunchPlan,
@@ -168,6 +169,15 @@ RESERVED = "another name: shells execute or split by this one, or it is the laun
         ),
         ({"service": "-x"}, "service: begins with '-'; expected up to 64 of A-Z a-z 0-9 _ . -"),
         ({"service": "a\tb"}, "service: has character U+0009 at position 1; expected up to 64 of A-Z a-z 0-9 _ . -"),
+        (
+            {"service": "a" * 256},
+            "service: does not fit from position 64 on (character U+0061); expected up to 64 of A-Z a-z 0-9 _ . -",
+        ),
+        ({"service": "a" * 257}, "service: does not fit (257 characters); expected up to 64 of A-Z a-z 0-9 _ . -"),
+        (
+            {"service": "a" * 4096 + "\n"},
+            "service: does not fit (4097 characters); expected up to 64 of A-Z a-z 0-9 _ . -",
+        ),
         ({"service": "a" * 5000}, "service: does not fit (5000 characters); expected up to 64 of A-Z a-z 0-9 _ . -"),
         ({"owner": None}, "owner: is missing; expected up to 255 visible characters on one line"),
         ({"owner": "a" * 256}, "owner: has 256 characters; expected up to 255 visible characters on one line"),
@@ -231,7 +241,7 @@ RESERVED = "another name: shells execute or split by this one, or it is the laun
         ({"gate": None}, "gate: is missing; expected GatePort"),
         ({"lab": Lab(listen="udp")}, "lab.listen: does not fit (3 characters); expected unix or tcp"),
     ],
-    ids=range(35),
+    ids=range(38),
 )
 def test_what_is_said_about_a_wrong_value(changes, said):
     with pytest.raises(PlanError) as caught:
@@ -309,6 +319,24 @@ def test_what_is_said_about_members_of_a_plan_file():
         "lab.(a member): is unknown; expected one of listen, probe_path",
         "lab.(a member): is unknown; expected one of listen, probe_path",
         "lab.probe_path: is missing; expected without credentials",
+    ]
+
+
+def test_a_plan_that_asks_for_little_has_few_directives():
+    """What is left open is left to the site; an option without a value is written without one."""
+    plan = LaunchPlan(tag="m1", attempt=1, owner="", command=("lab", "{socket}"))
+    bare = (("job-name", "m1"), ("comment", "m1"), ("nodes", "1"), ("no-requeue", ""))
+    assert directives(plan) == bare
+    assert render(plan, LaunchSecrets(Secret(KEY))).directives == bare
+    more = attrs.evolve(plan, walltime_s=60, resources=Resources(qos="urgent", reservation="course"))
+    assert directives(more)[3:] == (("time", "1"), ("qos", "urgent"), ("reservation", "course"), ("no-requeue", ""))
+    assert batch_script(bare).split("\n")[:6] == [
+        "#!/bin/bash",
+        "#SBATCH --job-name=m1",
+        "#SBATCH --comment=m1",
+        "#SBATCH --nodes=1",
+        "#SBATCH --no-requeue",
+        "# The same bytes for every job: what varies is data in plan.json.",
     ]
 
 
@@ -390,14 +418,23 @@ def test_secrets_are_checked_without_being_shown():
 
 
 def test_a_name_is_either_secret_or_not():
-    with pytest.raises(PlanError, match=r"environment\.A: is also a secret variable"):
+    with pytest.raises(PlanError, match=r"^environment\.A: is also a secret variable; expected one of the two$"):
         render(a_plan(), LaunchSecrets(Secret(KEY), (("A", Secret("x")),)))
 
 
 def test_too_many_secrets_are_refused():
-    many = tuple((f"V{n}", Secret("x" * 60_000)) for n in range(5))
-    with pytest.raises(PlanError, match="secrets: have"):
-        render(a_plan(), LaunchSecrets(Secret(KEY), many))
+    names = [f"V{n}" for n in range(4)]
+    empty = len(json.dumps({"gate": KEY, "environment": dict.fromkeys(["V", *names], "")}))
+    rest = SECRETS_LIMIT - empty - 4 * 60_000
+    for more, refused in ((0, False), (1, True)):
+        many = (("V", Secret("x" * (rest + more))), *((name, Secret("x" * 60_000)) for name in names))
+        secrets = LaunchSecrets(Secret(KEY), many)
+        if refused:
+            said = "^secrets: have 262145 bytes as JSON; expected at most 262144$"
+            with pytest.raises(PlanError, match=said):
+                render(a_plan(), secrets)
+        else:
+            assert len(render(a_plan(), secrets).secret.reveal()) == SECRETS_LIMIT
 
 
 def test_the_script_finds_a_python_and_gives_it_the_launcher(tmp_path: Path):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.core.life import START, Life, a_spec
 
-from moorage.core.admission import Gate, Taken, admit, takes_place
+from moorage.core.admission import Gate, Taken, Verdict, admit, in_line, takes_place
 from moorage.core.backoff import RetryBudget, full_jitter_ms, mix
 from moorage.core.breaker import IN_A_ROW, Breaker
 from moorage.core.limits import Limits
@@ -72,6 +72,24 @@ def test_the_place_in_line_is_told() -> None:
     assert [(verdict.session, verdict.place) for verdict in said] == [("ada0", 0), ("bob1", 1), ("cyd2", 2)]
 
 
+def test_turn_after_turn() -> None:
+    """However many somebody asked for, and however early."""
+    asked = [waiting("ada", number) for number in range(4)] + [waiting("bob", 8), waiting("bob", 9)]
+    assert [session.id for session in in_line(asked[::-1])] == ["ada0", "bob8", "ada1", "bob9", "ada2", "ada3"]
+
+
+def test_each_system_has_its_own_line() -> None:
+    cedar = SystemName("cedar")
+    asked = [waiting("ada"), waiting("bob", 1), waiting("cyd", 2, system=cedar), waiting("dan", 3, system=cedar)]
+    said = admit(asked, Taken(), Limits(per_system=0), OPEN | {cedar: Gate()}, (), NOW)
+    assert [(verdict.session, verdict.place) for verdict in said] == [
+        ("ada0", 1),
+        ("bob1", 2),
+        ("cyd2", 1),
+        ("dan3", 2),
+    ]
+
+
 @pytest.mark.parametrize(
     ("limits", "note"),
     [
@@ -100,6 +118,41 @@ def test_one_place_given_back_is_one_place() -> None:
     taken.give_back(waiting("ada"))
     assert taken.reached(waiting("bob"), Limits(in_all=1)) == "1 sessions in all"
     assert taken.reached(waiting("ada", 2), Limits(per_user=1)) == "1 sessions of one user"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(in_all=2), Limits(per_user=2), Limits(per_group={"course": 2}), Limits(per_system=2)],
+    ids=range(4),
+)
+def test_places_are_counted(limits: Limits) -> None:
+    held = [waiting("ada", number, groups=("course",)) for number in range(2)]
+    one_more = waiting("ada", 2, groups=("course",))
+    assert Taken(held).reached(one_more, limits) is not None
+    assert Taken(held[:1]).reached(one_more, limits) is None
+
+
+def test_first_tries_use_up_no_retries() -> None:
+    again = Waiting(Why.RETRY, START, "refused", tries=1)
+    asked = [waiting("ada"), waiting("bob", 1, state=again), waiting("cyd", 2, state=again)]
+    one_retry = {SystemName("juniper"): Gate(retries=1)}
+    assert verdicts(asked, gates=one_retry) == {"ada0": None, "bob1": None, "cyd2": Why.RETRY}
+    assert verdicts(asked) == {"ada0": None, "bob1": None, "cyd2": None}, "without a bound all may"
+
+
+def test_what_is_said_to_those_who_wait() -> None:
+    juniper = SystemName("juniper")
+    again = Waiting(Why.RETRY, START, "refused", tries=1, not_before=Instant(NOW + 1))
+    for session, gates, busy, note in (
+        (waiting("ada"), {}, (), "juniper is not configured"),
+        (waiting("ada"), OPEN, {waiting("ada").spec.key}, "an earlier session of this name is still stopping"),
+        (waiting("ada"), {juniper: Gate(Why.MAINTENANCE, "till six")}, (), "till six"),
+        (waiting("ada", state=again), OPEN, (), "refused"),
+        (waiting("ada"), {juniper: Gate(places=0)}, (), "the system is being tried with one session first"),
+    ):
+        (said,) = admit([session], Taken(), Limits(), gates, busy, NOW)
+        assert (said.note, said.place) == (note, 1)
+    assert admit([waiting("ada")], Taken(), Limits(), OPEN, (), NOW) == (Verdict(SessionId("ada0"), None),)
 
 
 def test_who_is_held_for_other_reasons() -> None:
@@ -230,6 +283,26 @@ def test_what_says_nothing_about_the_system_does_not_open_it(kind: FailureKind) 
 def test_full_jitter_stays_within_its_bounds(tries: int, seed: int) -> None:
     assert 1 <= full_jitter_ms(1, 60, tries, seed) <= 60_000
     assert full_jitter_ms(1, 60, tries, seed) <= 1 + 1000 * 2 ** min(tries - 1, 20)
+
+
+def test_the_numbers_are_those_of_splitmix64() -> None:
+    """The upper halves of the published sequences for the seeds 0 and 1234567."""
+    assert mix(0, 0) == 0xE220A8397B1DCDAF >> 32
+    published = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431)
+    assert [mix(1_234_567, number) for number in range(4)] == [number >> 32 for number in published]
+
+
+@pytest.mark.parametrize(
+    ("base_s", "cap_s", "tries", "longest_ms"),
+    [
+        *((1, 60, 0, 1_000), (1, 60, 1, 1_000), (1, 60, 2, 2_000), (1, 60, 6, 32_000), (1, 60, 7, 60_000)),
+        *((0.5, 60, 3, 2_000), (1, 1e12, 21, 2**20 * 1000), (1, 1e12, 22, 2**20 * 1000)),
+    ],
+)
+def test_the_longest_pause_doubles(base_s: float, cap_s: float, tries: int, longest_ms: int) -> None:
+    for seed in range(5):
+        share = mix(seed, tries) / 2**32
+        assert full_jitter_ms(base_s, cap_s, tries, seed) == 1 + int(share * longest_ms)
 
 
 def test_jitter_spreads() -> None:
