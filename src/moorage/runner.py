@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from moorage.core.admission import Taken, admit, in_line, takes_place
 from moorage.core.effects import REMOVING, Effect
-from moorage.core.events import Admitted, Event, Held, Observed, Resumed, StopAsked, Woke
+from moorage.core.events import Admitted, Event, Held, Observed, PathDoubted, Resumed, StopAsked, Woke
 from moorage.core.limits import Limits
 from moorage.core.machine import Decision, begin, step, wake_at
 from moorage.core.model import (
@@ -269,8 +269,8 @@ class Runner:
         """
         Put an event into the session's mailbox; returns at once.
 
-        A newer reading of the same job, and a newer reason to wait, replaces one that is not yet taken: while the store
-        is away they would pile up for as long.
+        What comes again and again (readings, reasons to wait, doubts about the path, wake-ups) replaces what is not yet
+        taken of its kind: while the store is away it would pile up for as long.
         """
         if self.closing:
             _fail(saved, _closed())
@@ -278,11 +278,10 @@ class Runner:
         live = self.live.get(session)
         if live is None:
             live = self.live[session] = Live(session)
-        if isinstance(event, Observed | Held):
-            for index, (other, _) in enumerate(live.mailbox):
-                if _replaces(event, other):
-                    live.mailbox[index] = (event, None)
-                    return
+        if live.mailbox and isinstance(event, Observed | Held | PathDoubted | Woke):
+            older = next((each for each in live.mailbox if _replaces(event, each[0])), None)
+            if older is not None:
+                live.mailbox.remove(older)
         live.mailbox.append((event, saved))
         if live.worker is None:
             live.worker = self.spawn(self._work(live))
@@ -630,13 +629,9 @@ def _closed() -> StoreFailed:
 
 def _replaces(event: Event, other: Event) -> bool:
     """Whether an event that waits is worth nothing any more beside a newer one."""
-    match event, other:
-        case Held(), Held():
-            return True
-        case Observed(job), Observed(older):
-            return job == older
-        case _:
-            return False
+    if isinstance(event, Observed):
+        return isinstance(other, Observed) and other.job == event.job
+    return type(event) is type(other)
 
 
 def _was_ended(error: BaseException) -> bool:

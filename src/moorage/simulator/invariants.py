@@ -611,6 +611,8 @@ def ready_decays(world: "World") -> Iterator[tuple[str, SessionId]]:
         limit_ms = int(1000 * (timeouts.probe_stale_s + 3 * timeouts.probe_fresh_s + timeouts.call_s)) + 15_000
         if path.good_at is None or now - path.good_at <= limit_ms or calm_ms < limit_ms:
             continue
+        if world.loop.now_ms - world.shelf.failed_for.get(id_, -limit_ms) < limit_ms:
+            continue  # while nothing of it can be saved nothing is decided, and the doubt waits with everything else
         if world.relay.far_end(id_) is None and now - stored.session.state.since > limit_ms:
             yield f"it is called ready; nothing has come through for {(now - path.good_at) // 1000} s", id_
 

@@ -38,6 +38,8 @@ class Shelf:
     failures: int = 0
     failed_at: int = -(10**9)
     """When a save last failed: meanwhile decisions come late, and nobody is to blame for that."""
+    failed_for: dict[SessionId, int] = field(factory=dict)
+    """The same for each session."""
     committed: Committed = lambda _before, _event, _decision, _at, _saved: None
 
     def save(
@@ -115,7 +117,7 @@ class SimStore:
             return await self._call("save", act)
         except StoreFailed:
             self.shelf.failures += 1
-            self.shelf.failed_at = self.road.loop.now_ms
+            self.shelf.failed_at = self.shelf.failed_for[session.id] = self.road.loop.now_ms
             raise
 
     def _stop(self, decision: Decision, event: Event | None) -> None:
