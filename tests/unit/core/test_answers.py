@@ -35,8 +35,11 @@ from moorage.core.model import (
     Starting,
     Stopping,
     Suspicion,
+    Waiting,
+    Why,
     tag_of,
 )
+from moorage.core.progress import progress_of
 from moorage.core.timeouts import Timeouts
 
 OTHER = JobId("other")
@@ -64,6 +67,35 @@ def lost() -> Life:
 
 
 # While the job lives --------------------------------------------------------------------------------------------------
+
+
+def test_a_new_session_is_told_and_waits() -> None:
+    life = Life()
+    assert life.state == Waiting(Why.ASKED, life.now)
+    (report,) = life.new
+    assert report == effects.Report(a_spec().id, 0, 1, progress_of(life.state))
+    assert (life.decision.session.attempt, life.decision.session.run) == (0, 1)
+
+
+def test_an_admission_submits_and_says_whether_it_is_a_repetition() -> None:
+    life = Life()
+    for attempt in (1, 2):
+        life.take(events.Admitted(), after_s=61)
+        report, submit = life.new
+        assert report == effects.Report(a_spec().id, attempt, report.number, progress_of(life.state))
+        tag = tag_of(a_spec(), attempt)
+        assert submit == effects.Submit(a_spec().id, attempt, report.number + 1, tag, retry=attempt > 1)
+        life.take(events.EffectFailed(submit, Failure(FailureKind.OVERLOADED)))
+
+
+def test_who_waits_may_be_stopped_and_is_told_why_it_took_so_long() -> None:
+    life = Life()
+    life.take(events.StopAsked("ada"))
+    assert life.state == Ended(Cause.STOPPED, Evidence("asked by ada"), life.now)
+    life = Life()
+    life.take(events.Held(Why.LIMIT, "10 sessions in all"))
+    life.wake()
+    assert life.state == Ended(Cause.WAITED_TOO_LONG, Evidence("10 sessions in all"), life.now)
 
 
 def test_a_lookup_that_took_longer_than_the_horizon_is_repeated_at_once() -> None:

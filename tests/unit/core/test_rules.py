@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.core.life import START, Life, a_spec
+from tests.unit.core.life import ENDPOINT, JOB, ROUTE, START, a_spec
 
 from moorage.core.admission import Gate, Taken, Verdict, admit, in_line, takes_place
 from moorage.core.backoff import RetryBudget, full_jitter_ms, mix
@@ -19,14 +19,23 @@ from moorage.core.limits import Limits
 from moorage.core.machine import begin
 from moorage.core.model import (
     Cause,
+    Connecting,
+    Degraded,
     Ended,
     Evidence,
     FailureKind,
     Instant,
+    Job,
+    Locating,
     Owner,
+    Queued,
+    Ready,
     Session,
     SessionId,
     SessionKey,
+    Starting,
+    State,
+    Stopping,
     Submitting,
     SystemName,
     Waiting,
@@ -35,7 +44,7 @@ from moorage.core.model import (
     parse_tag,
     tag_of,
 )
-from moorage.core.progress import progress_of
+from moorage.core.progress import Progress, progress_of
 from moorage.core.secret import Secret
 from moorage.core.timeouts import Timeouts
 
@@ -373,13 +382,36 @@ def test_tags_of_others_are_nothing(tag: str) -> None:
 # Progress and secrets -------------------------------------------------------------------------------------------------
 
 
-def test_progress_says_what_people_want_to_know() -> None:
-    life = Life()
-    assert progress_of(life.state).text == "waiting (asked)"
-    states = [Life().queued(), Life().starting(), Life().connecting(), Life().ready()]
-    assert [progress_of(each.state).percent for each in states] == [30, 55, 80, 100]
-    assert progress_of(Life().starting().state).text == "starting: on n17"
-    assert progress_of(Life().degraded().state).text == "the connection is interrupted; the job goes on"
+JOB_ON_NODE = Job(JOB, "n17")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (Waiting(Why.STOP_RUNNING, NOW), Progress("waiting", 5, "waiting (stop running)")),
+        (Waiting(Why.LIMIT, NOW, "10 in all"), Progress("waiting", 5, "waiting (limit): 10 in all")),
+        (Submitting(NOW), Progress("submitting", 15, "submitting the job")),
+        (Locating(NOW, NOW), Progress("locating", 20, "the system did not answer; looking for the job")),
+        (Queued(Job(JOB), NOW), Progress("queued", 30, "in the queue")),
+        (Queued(Job(JOB, note="Priority"), NOW), Progress("queued", 30, "in the queue: Priority")),
+        (Starting(Job(JOB), NOW, NOW), Progress("starting", 55, "starting")),
+        (Starting(JOB_ON_NODE, NOW, NOW), Progress("starting", 55, "starting: on n17")),
+        (Starting(JOB_ON_NODE, NOW, NOW, note="not there"), Progress("starting", 55, "starting: not there")),
+        (Connecting(JOB_ON_NODE, ENDPOINT, NOW, NOW), Progress("connecting", 80, "connecting")),
+        (Connecting(JOB_ON_NODE, ENDPOINT, NOW, NOW, note="no"), Progress("connecting", 80, "connecting: no")),
+        (Ready(JOB_ON_NODE, ENDPOINT, ROUTE, NOW, NOW), Progress("ready", 100, "ready")),
+        (
+            Degraded(JOB_ON_NODE, ENDPOINT, ROUTE, NOW, NOW),
+            Progress("degraded", 90, "the connection is interrupted; the job goes on"),
+        ),
+        (Stopping(Cause.STOPPED, Evidence(), NOW), Progress("stopping", 100, "stopping")),
+        (Ended(Cause.OUT_OF_MEMORY, Evidence(), NOW), Progress("ended", 100, "ended (out of memory)")),
+        (Ended(Cause.FAILED, Evidence("code 1"), NOW), Progress("ended", 100, "ended (failed): code 1")),
+    ],
+    ids=range(16),
+)
+def test_progress_says_what_people_want_to_know(state: State, said: Progress) -> None:
+    assert progress_of(state) == said
 
 
 def test_secrets_show_stars_and_refuse_to_leave() -> None:
