@@ -40,16 +40,21 @@ def listen(file: Path) -> socket.socket:
 
 
 def connect(file: Path) -> socket.socket:
-    """A socket that is connected to the one that listens there. Local, so it does not wait."""
+    """
+    A socket that is connected to the one that listens there.
+
+    Raises:
+        OSError: Nobody listens; `BlockingIOError` if the queue is full, as that of a process that is stopped.
+    """
     return _made(file, socket.socket.connect)
 
 
 def _made(file: Path, use: Callable[[socket.socket, str], None]) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        made.setblocking(False)
         with _short(file) as address:
             use(made, address)
-        made.setblocking(False)
     except BaseException:
         made.close()
         raise

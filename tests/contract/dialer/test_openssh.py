@@ -70,6 +70,22 @@ async def test_a_further_master_is_made_when_one_has_enough_sessions(site: Site)
     assert masters(site) == []
 
 
+async def test_nobody_waits_for_a_further_master(site: Site) -> None:
+    """It logs in while the first one takes a few more, and the next sessions are its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        dialer = await stack.enter_async_context(site.but(forwards=4).open())
+        assert isinstance(dialer, OpensshDialer)
+        for number in range(8):
+            endpoint = await stack.enter_async_context(listening())
+            reader, writer = await stack.enter_async_context(dialled(dialer, endpoint))
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            if number == 4:
+                assert dialer._further is not None
+                await dialer._further
+        assert [len(master.places) for master in dialer._masters] == [5, 3]
+
+
 async def test_a_master_that_is_killed_is_replaced(site: Site) -> None:
     async with listening() as endpoint, site.open() as dialer:
         async with dialled(dialer, endpoint) as (reader, _):
@@ -137,15 +153,101 @@ async def test_masters_end_when_the_process_that_made_them_is_killed(site: Site,
         await asyncio.to_thread(eventually, lambda: not masters(site), "the master to end")
 
 
-async def test_forwards_are_removed_when_nobody_uses_them(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moorage.adapters.ssh.openssh.IDLE_S", 0.1)
+async def test_a_master_that_hangs_is_killed_and_replaced(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped: nothing ends, sockets accept until their queues are full, and no keep-alive is sent any more."""
+    monkeypatch.setattr("moorage.adapters.ssh.openssh.PING_S", 0.2)
+    monkeypatch.setattr("moorage.adapters.ssh.openssh.SILENT_S", 0.5)
     async with listening() as endpoint, site.open() as dialer:
-        async with dialled(dialer, endpoint):
-            assert len(list(site.directory.glob("f*"))) == 1
-        await asyncio.to_thread(eventually, lambda: not list(site.directory.glob("f*")), "the forward to go")
         async with dialled(dialer, endpoint) as (reader, writer):
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
+            (hung,) = masters(site)
+            os.kill(hung, signal.SIGSTOP)
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        await asyncio.to_thread(eventually, lambda: hung not in masters(site), "the old master to end")
+        async with dialled(dialer, endpoint) as (reader, writer):
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+        assert len(masters(site)) == 1
+
+
+async def test_dials_at_a_master_that_hangs_hold_up_nobody(site: Site) -> None:
+    """More than its sockets' queues take: each gives up in its time, and the loop goes on meanwhile."""
+    quick = evolve(site, timeouts=evolve(TIMEOUTS, connect_s=0.5))
+    async with listening() as endpoint, quick.open() as dialer:
+        async with dialled(dialer, endpoint):
+            os.kill(masters(site)[0], signal.SIGSTOP)
+        lags = asyncio.create_task(longest_lag(2))
+
+        async def one() -> None:
+            with contextlib.suppress(PortError):
+                async with dialled(dialer, endpoint):
+                    pass
+
+        await asyncio.gather(*(one() for _ in range(300)))
+        assert await lags < 1.0
+        os.kill(masters(site)[0], signal.SIGKILL)
+
+
+async def longest_lag(seconds: float) -> float:
+    """How long at most the event loop kept somebody waiting who wanted to wait 10 ms."""
+    loop = asyncio.get_running_loop()
+    end, longest = loop.time() + seconds, 0.0
+    while (began := loop.time()) < end:
+        await asyncio.sleep(0.01)
+        longest = max(longest, loop.time() - began - 0.01)
+    return longest
+
+
+async def test_the_way_back_sends_small_messages_at_once(site: Site) -> None:
+    """sshd sets TCP_NODELAY with the first command of a connection, so each connection has one."""
+    commands = site.directory / "commands"
+    with sshd.server(ForceCommand=f"echo $SSH_ORIGINAL_COMMAND >> {commands}") as server:
+        async with listening() as endpoint, evolve(site, sshd=server).open() as dialer, dialled(dialer, endpoint):
+            await asyncio.to_thread(eventually, commands.exists, "the command")
+    assert commands.read_text() == "true\n"
+
+
+async def test_a_gateway_that_permits_no_command_is_as_good(site: Site) -> None:
+    with sshd.server(MaxSessions="0") as server:
+        async with listening() as endpoint, evolve(site, sshd=server).open() as dialer:
+            for _ in range(3):
+                async with dialled(dialer, endpoint) as (reader, writer):
+                    writer.write(b"x")
+                    assert await reader.readexactly(1) == b"x"
+                await asyncio.sleep(0.1)
+
+
+async def test_a_client_without_socks_on_a_unix_socket_gets_forwards(site: Site, tmp_path: Path) -> None:
+    program = tmp_path / "old_ssh"
+    program.write_text('#!/bin/sh\nexec /usr/bin/ssh "$1" "$2" "$3" "$4" "$5" "$6" "$9" "${10}"\n')
+    program.chmod(0o755)
+    async with listening() as endpoint, site.but(program=str(program)).open() as dialer:
+        for _ in range(2):
+            async with dialled(dialer, endpoint) as (reader, writer):
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+                assert [file.name for file in site.directory.glob("[df][0-9]*")] == ["f1-m1"]
+
+
+async def test_forwards_are_removed_when_nobody_uses_them(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unix sockets of the far side have one each; ports have none, and leave nothing either."""
+    monkeypatch.setattr("moorage.adapters.ssh.openssh.IDLE_S", 0.1)
+    async with (
+        listening() as port,
+        listening(socket=tmp_path / "gate.sock") as gate,
+        site.open() as dialer,
+    ):
+        for endpoint, forwards in ((port, 0), (gate, 1)):
+            async with dialled(dialer, endpoint):
+                assert len(list(site.directory.glob("f*"))) == forwards
+            await asyncio.to_thread(eventually, lambda: not list(site.directory.glob("f*")), "the forward to go")
+            async with dialled(dialer, endpoint) as (reader, writer):
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+    assert sorted(file.name for file in site.directory.iterdir()) == ["known_hosts", "ssh_config"]
 
 
 async def test_the_login_storm_of_a_rebooted_node_is_one_connection_at_a_time(site: Site) -> None:
@@ -184,7 +286,8 @@ async def test_its_command_line_is_fixed_and_its_environment_small(site: Site, m
     async with listening() as endpoint, site.open() as dialer, dialled(dialer, endpoint):
         (pid,) = masters(site)
         words, environment = about_process(pid)
-        assert words == ["/usr/bin/ssh", "-F", "ssh_config", "-N", "-M", "-S", "m1", "--", "127.0.0.1"]
+        ours = ["-N", "-M", "-S", "m1", "-D", "/proc/self/cwd/d1"]
+        assert words == ["/usr/bin/ssh", "-F", "ssh_config", *ours, "--", "127.0.0.1"]
         assert "canary" not in environment
     assert [file.name for file in site.directory.iterdir() if file.stat().st_mode & 0o077] == []
 
@@ -202,7 +305,7 @@ async def test_another_user_reaches_none_of_its_sockets(site: Site) -> None:
                 directory.chmod(directory.stat().st_mode | 0o055)
         python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
         code = "import socket, sys\nsocket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-        for file in site.directory.glob("[fm][0-9]*"):
+        for file in site.directory.glob("[dfm][0-9]*"):
             asked = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-I", "-c", code, str(file)]
             process = await asyncio.create_subprocess_exec(*asked, stderr=subprocess.PIPE)
             _, told = await process.communicate()

@@ -28,6 +28,7 @@ MESSAGE_LIMIT: Final = 65_536
 
 class _Say(IntEnum):
     HELLO = 0x00000001
+    NEW_SESSION = 0x10000002
     ALIVE_CHECK = 0x10000004
     TERMINATE = 0x10000005
     OPEN_FORWARD = 0x10000006
@@ -65,9 +66,7 @@ async def try_channel(file: Path, host: str, port: int) -> None:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         try:
             control.send(_hello() + _framed(_Say.NEW_STDIO_FORWARD, 0, "", host, port))
-            for _ in ("input", "output"):
-                rights = array.array("i", [theirs.fileno()])
-                control.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            _hand_over(control, theirs.fileno(), 2)
             answers = _Answers(control)
             await answers.hello()
             kind, text = await answers.next()
@@ -76,6 +75,38 @@ async def try_channel(file: Path, host: str, port: int) -> None:
         ours.close()
         if kind != _Hear.SESSION_OPENED:
             raise ChannelRefused(text)
+
+
+async def run(file: Path, command: str) -> None:
+    """
+    Run a constant command at the far side, with nothing to read and nobody to read it, until it ends.
+
+    Raises:
+        ChannelRefused: Commands are not permitted there.
+        MuxError: The master is gone.
+    """
+    no_terminal_nor_x11_nor_agent_nor_subsystem = (0, 0, 0, 0)
+    with _connected(file) as control, contextlib.ExitStack() as opened:
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        opened.callback(os.close, nothing)
+        try:
+            words = (*no_terminal_nor_x11_nor_agent_nor_subsystem, 0xFFFFFFFF, "", command)
+            control.send(_hello() + _framed(_Say.NEW_SESSION, 0, "", *words))
+            _hand_over(control, nothing, 3)
+            answers = _Answers(control)
+            await answers.hello()
+            kind, text = await answers.next()
+            if kind != _Hear.SESSION_OPENED:
+                raise ChannelRefused(text)
+            await answers.next()
+        except OSError as error:
+            raise MuxError(f"the master is gone: {error.strerror or error}") from error
+
+
+def _hand_over(control: socket.socket, descriptor: int, times: int) -> None:
+    """A descriptor for each of input, output and errors, as far as the request has them."""
+    for _ in range(times):
+        control.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))])
 
 
 async def check(file: Path) -> int:
@@ -134,12 +165,17 @@ class Control:
 
 
 def connect(file: Path) -> socket.socket:
-    """Connected to the unix socket there, whatever the length of its path (`sockaddr_un` holds 107 bytes)."""
+    """
+    Connected to the unix socket there, whatever the length of its path (`sockaddr_un` holds 107 bytes).
+
+    Raises:
+        BlockingIOError: Its queue is full. To wait for room could be for ever, if the process there is stopped.
+    """
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        made.setblocking(False)
         with _short(file) as address:
             made.connect(address)
-        made.setblocking(False)
     except BaseException:
         made.close()
         raise

@@ -1,9 +1,11 @@
 """
-The way in by OpenSSH: masters that stay, and a forward for each endpoint, added over their control sockets.
+The way in by OpenSSH: masters that stay, and streams through sockets of theirs in a directory of ours.
 
-A master is `ssh -N` with a configuration that is generated of checked values and nothing else: no user's or system's
-file is read, host keys are those of the configuration, and what the far side asks for (agent, X11, remote forwards)
-is off. It notices a dead connection itself (5 s, three misses) and ends; its end is the event that we wait for.
+A port of the far side is reached through the one socket on which a master speaks SOCKS; a unix socket there by a
+forward of its own, added and removed over the master's control socket. A master is `ssh -N` with a configuration that
+is generated of checked values and nothing else: no user's or system's file is read, host keys are those of the
+configuration, and what the far side asks for (agent, X11, remote forwards) is off. It notices a dead connection itself
+(5 s, three misses) and ends; its end is the event that we wait for.
 """
 
 import asyncio
@@ -12,11 +14,12 @@ import logging
 import os
 import re
 import socket
+import struct
 import sys
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from random import Random
 
@@ -37,7 +40,17 @@ CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@opens
 """The first is 1.7 times as fast as the default; the others for servers that do not have it."""
 
 IDLE_S = 60.0
-"""A forward that no stream uses goes after this time; probes come more often than that."""
+"""A place that no stream uses is forgotten after this time, with its forward; probes come more often than that."""
+
+PING_S, SILENT_S = 5.0, 10.0
+"""How often a master is asked whether it is alive, and when one that says nothing is killed: its keep-alives notice a
+connection that hangs, and nothing but this a process that does."""
+
+COMMAND_S = 60.0
+"""For the start-up files of an account."""
+
+BUSY_S = 0.005
+"""Until the next try on a socket whose queue is full, when hundreds of sessions come back at once."""
 
 # Dies with its parent, so that a killed relay leaves no connection behind. Linux, prctl(2): PR_SET_PDEATHSIG.
 _STAGE = (
@@ -61,6 +74,7 @@ class OpensshDialer:
         self._hosts = Hosts(config.nodes, Random(seed))  # noqa: S311 - order and jitter
         self._masters: list[_Master] = []
         self._turn = asyncio.Lock()
+        self._further: asyncio.Task[None] | None = None
         self._number = 0
         self._prepared = False
 
@@ -70,7 +84,10 @@ class OpensshDialer:
         try:
             async with asyncio.timeout(2 * self._timeouts.connect_s):
                 place = (path, mux.STREAM_LOCAL) if path else (host, port)
-                return await (await self._master(place)).stream(place)
+                try:
+                    return await (await self._master(place)).stream(place)
+                except _Gone:  # killed a moment ago, and nobody has told us yet
+                    return await (await self._master(place)).stream(place)
         except _Never as error:
             raise Refused(f"{about}: the login node does not permit forwarding there") from error
         except mux.ChannelRefused as error:
@@ -81,16 +98,35 @@ class OpensshDialer:
             raise Unreachable(f"{about}: no stream in {2 * self._timeouts.connect_s:g} s") from None
 
     async def close(self) -> None:
+        if self._further is not None:
+            self._further.cancel()
+            await asyncio.wait([self._further])
         masters, self._masters = self._masters, []
         for master in masters:
             await master.close()
 
     async def _master(self, place: "_Place") -> "_Master":
-        """The one with a forward to `place`, or room for one; a new one if there is none. All share one connect."""
-        if master := self._roomy(place):
+        """
+        The one that has `place` already, or room for it; a new one if there is none. All share one connect.
+
+        While a further one logs in, the others take some more than they should, so that nobody waits for it.
+        """
+        most = self._config.forwards
+        if master := self._roomy(place, most):
             return master
+        if master := self._roomy(place, most + most // 4):
+            if self._further is None or self._further.done():
+                self._further = asyncio.create_task(self._one_more())
+            return master
+        return await self._made(place)
+
+    async def _one_more(self) -> None:
+        with contextlib.suppress(PortError):  # the log has it; the next session tries again
+            await self._made(None)
+
+    async def _made(self, place: "_Place | None") -> "_Master":
         async with self._turn:
-            if master := self._roomy(place):
+            if master := self._roomy(place, self._config.forwards):
                 return master
             if not self._prepared:
                 await self._prepare()
@@ -101,12 +137,14 @@ class OpensshDialer:
             self._masters.append(master)
             return master
 
-    def _roomy(self, place: "_Place") -> "_Master | None":
+    def _roomy(self, place: "_Place | None", most: int) -> "_Master | None":
         """Of several with room the fullest: the others can empty."""
         alive = [each for each in self._masters if each.alive]
-        roomy = [each for each in alive if len(each.forwards) < self._config.forwards]
-        with_forward = (each for each in alive if place in each.forwards)
-        return next(with_forward, None) or max(roomy, key=lambda each: len(each.forwards), default=None)
+        for each in alive:
+            if place in each.places:
+                return each
+        roomy = [each for each in alive if len(each.places) < most]
+        return max(roomy, key=lambda each: len(each.places), default=None)
 
     async def _prepare(self) -> None:
         """Write the files, and end masters of a relay that is no more."""
@@ -116,7 +154,7 @@ class OpensshDialer:
         self._prepared = True
 
     def _write_files(self) -> None:
-        for file in [*self._directory.glob("m[0-9]*"), *self._directory.glob("f[0-9]*")]:
+        for file in self._directory.glob("[dfm][0-9]*"):
             file.unlink(missing_ok=True)
         _write(self._directory / "known_hosts", self._config.known_hosts())
         _write(self._directory / "ssh_config", client_config(self._config, self._timeouts.connect_s))
@@ -156,16 +194,22 @@ class _Never(mux.ChannelRefused):
     """It is not permitted, and will not be."""
 
 
+class _Gone(mux.MuxError):
+    """The master does not listen any more."""
+
+
 @define(eq=False)
-class _Forward:
+class _Used:
     """
-    A unix socket of ours that leads to a place.
+    A place that streams lead to.
 
     Args:
         doubted: A stream ended without a byte: perhaps nobody listens there.
+        forward: The unix socket of ours that leads there, for a place which SOCKS has no words for.
+        ready: The master listens on it.
     """
 
-    name: str
+    forward: str
     ready: bool = False
     streams: int = 0
     doubted: bool = False
@@ -176,20 +220,21 @@ class _Forward:
 class _Master:
     """One connection to a login node, as a process."""
 
-    def __init__(self, process: Process, file: Path, node: str) -> None:
+    def __init__(self, process: Process, directory: Path, number: int, node: str) -> None:
         self.node = node
-        self.forwards: dict[_Place, _Forward] = {}
-        self._process, self._file = process, file
-        self._control = mux.Control(file)
+        self.places: dict[_Place, _Used] = {}
+        self._process, self._file, self._socks = process, directory / f"m{number}", directory / f"d{number}"
+        self._control = mux.Control(self._file)
         self._told: deque[str] = deque(maxlen=50)
         self._refusals: deque[str] = deque(maxlen=50)
         self._count = 0
+        self._gone = self._speaks_socks = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening = asyncio.create_task(self._listen())
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        return self._process.returncode is None and not self._gone
 
     @classmethod
     async def start(cls, program: str, directory: Path, number: int, node: str, connect_s: float) -> "_Master":
@@ -201,7 +246,9 @@ class _Master:
             Refused: Its host key is not one of those in the configuration.
             Unreachable, Overloaded: No connection.
         """
-        argv = [program, "-F", "ssh_config", "-N", "-M", "-S", f"m{number}", "--", node]
+        # A path for -D has to be absolute, and is short enough for a socket whatever our directory is.
+        argv = [program, "-F", "ssh_config", "-N", "-M", "-S", f"m{number}", "-D", f"/proc/self/cwd/d{number}"]
+        argv += ["--", node]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _STAGE, str(os.getpid()), *argv),
             stdin=DEVNULL,
@@ -211,10 +258,12 @@ class _Master:
             env=_environment(),
             start_new_session=True,
         )
-        master = cls(process, directory / f"m{number}", node)
+        master = cls(process, directory, number, node)
         try:
             async with asyncio.timeout(2 * connect_s):
                 await master._logged_in()
+            master._spawn(master._watch())
+            master._spawn(master._hurry())
         except TimeoutError:
             await master.close()
             raise Unreachable(f"{node}: no login in {2 * connect_s:g} s") from None
@@ -230,29 +279,53 @@ class _Master:
         Raises:
             ChannelRefused, MuxError: As `mux.try_channel`.
         """
-        forward = self.forwards.get(place)
-        if forward is None:
+        used = self.places.get(place)
+        if used is None:
             self._count += 1
-            forward = self.forwards[place] = _Forward(f"f{self._count}-{self._file.name}")
-        forward.streams += 1
-        if forward.idle is not None:
-            forward.idle.cancel()
-            forward.idle = None
+            needs_forward = place[1] == mux.STREAM_LOCAL or not self._speaks_socks
+            used = self.places[place] = _Used(f"f{self._count}-{self._file.name}" if needs_forward else "")
+        used.streams += 1
+        if used.idle is not None:
+            used.idle.cancel()
+            used.idle = None
         try:
-            if forward.doubted and place[1] != mux.STREAM_LOCAL:
+            if used.doubted and place[1] != mux.STREAM_LOCAL:
                 await self._find_out(place)
-                forward.doubted = False
-            async with forward.turn:
-                if not forward.ready:
-                    await self._control.open_forward(forward.name, *place)
-                    forward.ready = True
-            made = mux.connect(self._file.parent / forward.name)
+                used.doubted = False
+            if used.forward:
+                async with used.turn:
+                    if not used.ready:
+                        await self._control.open_forward(used.forward, *place)
+                        used.ready = True
+                made = await self._connected(self._file.parent / used.forward, b"")
+            else:
+                made = await self._connected(self._socks, _socks(*place))
         except BaseException:
-            self._left(place, forward, True)
+            self._left(place, used, True)
             raise
+        made.left = lambda heard: self._left(place, used, not heard)
+        return await asyncio.open_unix_connection(sock=made)
+
+    async def _connected(self, file: Path, greeting: bytes) -> "_Watched":
+        """Connected to a socket of the master's. What its SOCKS answers says nothing yet, and is left out."""
+        while True:
+            try:
+                made = mux.connect(file)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(BUSY_S)
+            except (ConnectionRefusedError, FileNotFoundError) as error:
+                self.give_up()
+                raise _Gone("the master does not listen any more") from error
         watched = _Watched(fileno=made.detach())
-        watched.left = lambda heard: self._left(place, forward, not heard)
-        return await asyncio.open_unix_connection(sock=watched)
+        try:
+            if greeting:
+                watched.send(greeting)  # the first bytes on a socket, so there is room for them
+                watched.prelude = SOCKS_ANSWER
+        except BaseException:
+            watched.close()
+            raise
+        return watched
 
     async def _find_out(self, place: _Place) -> None:
         self._refusals.clear()
@@ -267,30 +340,66 @@ class _Master:
                 raise _Never(str(error)) from error
             raise
 
-    def _left(self, place: _Place, forward: _Forward, doubted: bool) -> None:
-        """A stream has ended; the forward goes a while after its last one."""
-        forward.streams -= 1
-        forward.doubted = forward.doubted or doubted
-        if not forward.streams and self.alive:
+    def _left(self, place: _Place, used: _Used, doubted: bool) -> None:
+        """A stream has ended; its place is kept a while after the last one."""
+        used.streams -= 1
+        used.doubted = used.doubted or doubted
+        if not used.streams and self.alive:
             loop = asyncio.get_running_loop()
-            forward.idle = loop.call_later(IDLE_S, lambda: self._forget(place, forward))
+            used.idle = loop.call_later(IDLE_S, lambda: self._forget(place, used))
 
-    def _forget(self, place: _Place, forward: _Forward) -> None:
-        if self.forwards.get(place) is forward:
-            del self.forwards[place]
-        task = asyncio.get_running_loop().create_task(self._remove(place, forward))
+    def _forget(self, place: _Place, used: _Used) -> None:
+        if self.places.get(place) is used:
+            del self.places[place]
+        if used.forward:
+            self._spawn(self._remove(place, used))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _remove(self, place: _Place, forward: _Forward) -> None:
-        if forward.ready and self.alive:
+    async def _remove(self, place: _Place, used: _Used) -> None:
+        if used.ready and self.alive:
             with contextlib.suppress(mux.MuxError):
-                await self._control.close_forward(forward.name, *place)
-        (self._file.parent / forward.name).unlink(missing_ok=True)
+                await self._control.close_forward(used.forward, *place)
+        (self._file.parent / used.forward).unlink(missing_ok=True)
+
+    async def _hurry(self) -> None:
+        """
+        Have the far side send small messages at once.
+
+        sshd leaves its socket to Nagle's algorithm until the first command of a connection, whatever that is: it
+        keeps back an answer while an earlier small message is under way, which costs a round trip or the 40 ms of a
+        delayed acknowledgement. Where commands are not permitted it stays so. Source: OpenSSH 9.2p1, session.c
+        `do_exec_no_pty`, packet.c `ssh_packet_set_interactive`.
+        """
+        with contextlib.suppress(mux.MuxError, TimeoutError):
+            async with asyncio.timeout(COMMAND_S):
+                await mux.run(self._file, "true")
+
+    async def _watch(self) -> None:
+        """Kill a master that does not answer; then its streams end, and the next dial makes another."""
+        while self.alive:
+            await asyncio.sleep(PING_S)
+            try:
+                async with asyncio.timeout(SILENT_S):
+                    await mux.check(self._file)
+            except (TimeoutError, mux.MuxError) as error:
+                if self.alive:
+                    _log.warning("%s: the master does not answer (%s), and is replaced", self.node, error or "hung")
+                    self.give_up()
+                return
+
+    def give_up(self) -> None:
+        """End the process without asking; what it held ends, and nobody is sent to it any more."""
+        self._gone = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     async def close(self) -> None:
         """End the process; its streams end with it."""
-        if self.alive:
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
         try:
@@ -300,13 +409,16 @@ class _Master:
             self._process.kill()
             await self._process.wait()
         await self._listening
-        for place, forward in list(self.forwards.items()):
-            if forward.idle is not None:
-                forward.idle.cancel()
-            self._forget(place, forward)
-        await asyncio.gather(*self._tasks)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for used in self.places.values():
+            if used.idle is not None:
+                used.idle.cancel()
+        self.places.clear()
         self._control.close()
-        self._file.unlink(missing_ok=True)
+        for file in [self._file, self._socks, *self._file.parent.glob(f"f*-{self._file.name}")]:
+            file.unlink(missing_ok=True)
 
     async def _logged_in(self) -> None:
         """Wait for the control socket: the master makes it after the login."""
@@ -316,6 +428,8 @@ class _Master:
                 raise self._reason()
             try:
                 await mux.check(self._file)
+                # Made before the control socket; a client that cannot do it has said so, and gets forwards only.
+                self._speaks_socks = self._socks.exists()
                 return
             except (mux.MuxError, TimeoutError):
                 await asyncio.sleep(0.01)
@@ -346,13 +460,19 @@ class _Master:
 
 
 class _Watched(socket.socket):
-    """Tells when it is closed, and whether anything was ever heard on it."""
+    """Leaves out the first `prelude` bytes that it hears; tells when it is closed, and if it heard anything else."""
 
     left: Callable[[bool], None] | None = None
     heard = False
+    prelude = 0
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         data = super().recv(size, flags)
+        if self.prelude and data:
+            skipped = min(self.prelude, len(data))
+            self.prelude, data = self.prelude - skipped, data[skipped:]
+            if not data:
+                raise BlockingIOError
         if data:
             self.heard = True
         return data
@@ -362,6 +482,19 @@ class _Watched(socket.socket):
         super().close()
         if left is not None:
             left(self.heard)
+
+
+SOCKS_ANSWER = 8
+"""Bytes. The master sends them before it has asked the far side, so they are always the same."""
+
+
+def _socks(host: str, port: int) -> bytes:
+    """
+    The request for a port of a host that the far side resolves; what follows it at once is for whoever is there.
+
+    Source: SOCKS 4A (Ying-Da Lee, "SOCKS 4A: A Simple Extension to SOCKS 4 Protocol").
+    """
+    return struct.pack(">BBHI", 4, 1, port, 1) + b"\0" + host.encode("ascii") + b"\0"
 
 
 # Files -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -85,26 +86,33 @@ class ParamikoDialer:
                 await line.close()
                 self._line = None
             connection = await self._login._connected()
-            self._line = _Line(self._system, connection, self._threads)
+            self._line = _Line(self._system, connection, self._threads, self._hurry())
             return self._line
+
+    async def _hurry(self) -> None:
+        """Have sshd send small messages at once, as `openssh._Master` does; where commands are refused it stays so."""
+        with contextlib.suppress(PortError):
+            await self._login.run(("true",))
 
 
 class _Line:
     """One connection with its pump and its ping."""
 
-    def __init__(self, system: str, connection: Connection, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, system: str, connection: Connection, threads: ThreadPoolExecutor, first: Coroutine[None, None, None]
+    ) -> None:
         self._system, self._connection, self._threads = system, connection, threads
         self._pump = Pump(system)
-        self._pinging = asyncio.create_task(self._ping())
+        self._tasks = [asyncio.create_task(first), asyncio.create_task(self._ping())]
 
     @property
     def alive(self) -> bool:
         return self._connection.alive
 
     async def close(self) -> None:
-        self._pinging.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._pinging
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
