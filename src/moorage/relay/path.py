@@ -21,7 +21,7 @@ from .pump import Meter, Near, Stream
 from .sockets import connect
 from .target import Target
 
-FIRST_RESTOCK_S = (0.2, 0.4)
+FIRST_RESTOCK_S = (1.0, 2.0)
 
 
 @frozen
@@ -45,7 +45,7 @@ class Pace:
     fresh_s: float = 10.0
     repair_s: float = 4.0
     warm: int = 8
-    idle_s: float = 900.0
+    idle_s: float = 60.0
     dials: int = 16
     connections: int = 512
 
