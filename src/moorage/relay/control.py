@@ -68,6 +68,10 @@ class Control:
             self._writers.discard(writer)
             writer.close()
 
+    @property
+    def clients(self) -> int:
+        return len(self._writers)
+
     def close(self) -> None:
         """Send every client away."""
         for writer in self._writers:

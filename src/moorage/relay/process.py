@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from moorage.core.model import SystemName
@@ -25,6 +25,8 @@ LOCK_NAME = "lock"
 LOG_NAME = "relay.log"
 WATCH_S = 5.0
 """How often the relay looks whether its directory is still there; without it nobody could find the relay."""
+USELESS_S = 600.0
+"""A relay without a path and without a client ends after this time. Whoever needs one starts one."""
 
 
 def directory_of(state_directory: Path) -> Path:
@@ -40,7 +42,8 @@ async def main(
     state_directory: Path, dialers: Mapping[SystemName, Dialer], vault: Gates, settings: Settings | None = None
 ) -> None:
     """
-    Be the relay of a deployment until SIGTERM, SIGINT, a `stop` call, or the loss of the directory.
+    Be the relay of a deployment until SIGTERM, SIGINT, a `stop` call, the loss of the directory, or a long time without
+    anything to do.
 
     Paths are rebuilt at their old addresses before the control socket is there. The dialers are closed at the end;
     the ledger stays.
@@ -73,7 +76,7 @@ async def _serve(directory: Path, relay: Relay) -> None:
     listener = sockets.listen(file)
     ours = _inode(file)
     server = await asyncio.start_unix_server(control.serve, sock=listener, limit=LINE_LIMIT)
-    watch = asyncio.create_task(_watch(file, ours, stopped))
+    watch = asyncio.create_task(_watch(file, ours, lambda: control.clients > 0 or relay.paths > 0, stopped.set))
     _log.info("relay %s serves %s", os.getpid(), directory)
     try:
         await stopped.wait()
@@ -87,14 +90,21 @@ async def _serve(directory: Path, relay: Relay) -> None:
             file.unlink(missing_ok=True)
 
 
-async def _watch(file: Path, ours: int | None, stopped: asyncio.Event) -> None:
-    """A relay that nobody can find any more would keep listeners and connections for nobody."""
+async def _watch(file: Path, ours: int | None, busy: Callable[[], bool], stop: Callable[[], None]) -> None:
+    """A relay that nobody can find any more would keep listeners for nobody; one that nobody needs just sits there."""
+    clock = asyncio.get_running_loop().time
+    busy_at = clock()
     while True:
         await asyncio.sleep(WATCH_S)
-        if _inode(file) == ours:
+        if busy():
+            busy_at = clock()
+        if _inode(file) != ours:
+            _log.warning("the control socket is gone or not ours any more: the relay ends")
+        elif clock() - busy_at > USELESS_S:
+            _log.info("no session has a path, and nobody has asked for a while: the relay ends")
+        else:
             continue
-        _log.warning("the control socket is gone or not ours any more: the relay ends")
-        stopped.set()
+        stop()
         return
 
 

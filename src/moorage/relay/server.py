@@ -144,6 +144,10 @@ class Relay:
         """Every path as people want to see it."""
         return {session: self._details(path) for session, path in self._paths.items()}
 
+    @property
+    def paths(self) -> int:
+        return len(self._paths)
+
     async def aclose(self) -> None:
         """End every path. The ledger stays: the next relay goes on where this one ended."""
         for path in self._paths.values():

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tests.contract.relay.world import Place, endpoint_of, get, until_good
+from tests.contract.relay.world import Place, direct, endpoint_of, get, settings, until_good
 from tests.unit.launcher.job import Job, eventually
 
 from moorage.core.model import JobId, Route
 from moorage.ports.errors import Malformed, Refused, Unanswered, Unreachable
 from moorage.relay import sockets
 from moorage.relay.client import RelayTunnels
-from moorage.relay.process import CONTROL_NAME, LOCK_NAME, LOG_NAME, directory_of
+from moorage.relay.process import CONTROL_NAME, LOCK_NAME, LOG_NAME, directory_of, main
 
 JOB = JobId("4711")
 ROOT = Path(__file__).parents[3]
@@ -60,18 +60,21 @@ class Deployment:
 
     def pids(self) -> list[int]:
         """Processes that hold the lock's file open: the relay, whoever started it."""
-        lock, found = self.relay_directory / LOCK_NAME, []
+        lock = str(self.relay_directory / LOCK_NAME)
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if lock in open_files(pid)]
+
+    def started(self) -> list[int]:
+        """Every process that is the relay or is about to be: those that lose the race for the lock come up late."""
+        found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                links = [os.readlink(f"/proc/{name}/fd/{number}") for number in os.listdir(f"/proc/{name}/fd")]
-                if str(lock) in links:
+                if str(self.state).encode() in Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0"):
                     found.append(int(name))
         return found
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         def gone() -> bool:
-            """One that lost the race for the lock may come up after the first look."""
-            pids = self.pids()
+            pids = self.started()
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
@@ -83,13 +86,21 @@ class Deployment:
         return (self.relay_directory / LOG_NAME).read_text()
 
 
+def open_files(pid: int) -> list[str]:
+    found = []
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return found
+
+
 @pytest.fixture
 def deployment(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "src")]))
     made = Deployment(place)
     yield made
-    if made.relay_directory.exists():
-        made.kill()
+    made.kill()
 
 
 @pytest.fixture
@@ -126,6 +137,7 @@ async def test_many_that_start_it_at_once_get_one(deployment: Deployment) -> Non
     assert len(deployment.pids()) == 1
     for client in clients:
         await client.aclose()
+    await asyncio.to_thread(eventually, lambda: deployment.started() == deployment.pids(), "the others to end")
 
 
 async def test_killed_and_started_again_it_has_every_path_at_its_address(
@@ -172,6 +184,26 @@ async def test_a_relay_that_was_told_to_stop_leaves_its_paths_to_the_next(
     await asyncio.to_thread(eventually, lambda: not deployment.pids(), "the relay to end")
     assert len(await tunnels_again(tunnels)) == 1  # type: ignore[arg-type]
     assert await get(route.address) == b"hello"
+
+
+async def test_a_relay_that_nobody_needs_ends(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client is enough to keep it, and so is a path; the next one who needs a relay starts one."""
+    monkeypatch.setattr("moorage.relay.process.WATCH_S", 0.05)
+    monkeypatch.setattr("moorage.relay.process.USELESS_S", 0.4)
+    spec = place.spec()
+    job = await place.job(spec)
+    running = asyncio.create_task(main(tmp_path, direct(), place.vault, settings()))
+    await asyncio.to_thread(eventually, (tmp_path / "relay" / CONTROL_NAME).exists, "the control socket")
+    tunnels = RelayTunnels(tmp_path, None)
+    await tunnels.list()
+    await asyncio.sleep(0.8)
+    await tunnels.open(spec, 1, JOB, endpoint_of(job))
+    await tunnels.aclose()
+    await asyncio.sleep(0.8)
+    assert not running.done()
+    await tunnels.close(spec.id)
+    await tunnels.aclose()
+    await asyncio.wait_for(running, 10)
 
 
 async def test_a_relay_whose_directory_was_removed_ends(deployment: Deployment, tunnels: RelayTunnels) -> None:
