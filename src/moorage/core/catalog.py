@@ -851,7 +851,7 @@ class _Reader:
 
 
 def _whole(value: object) -> int | None:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value, re.ASCII):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 

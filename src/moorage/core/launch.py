@@ -219,7 +219,7 @@ class _Asked:
         text = self.single.get(key)
         if text is None:
             return None
-        if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
+        if not re.fullmatch(r"[0-9]{1,12}", text):
             self.problems.append(Problem(f"options.{key}", "is no whole number", "a whole number"))
             return None
         return int(text)
