@@ -72,9 +72,11 @@ from moorage.core.model import (
     SystemName,
     Waiting,
 )
+from moorage.performing import Kind as Way
 
 from .clock import EPOCH_MS
 from .site import SiteJob, jobs_of
+from .systems import SimSystem
 
 if TYPE_CHECKING:
     from .world import World
@@ -687,6 +689,25 @@ def what_is_wrong_is_mended(world: "World") -> Iterator[tuple[str, SessionId]]:
                 yield f"its job is over and it is still {_state(session)} after {since_s} s", id_
             elif isinstance(state, Degraded) and _answers(job) and site.clock() > job.silent_until + limit_ms:
                 yield f"its job answers and its path is in doubt for {since_s} s", id_
+        elif isinstance(state, Ready) and world.hub.routes.get(id_) != state.route:
+            yield f"it is ready for {since_s} s and the Hub does not know its address", id_
+
+
+def one_observer_per_system(world: "World") -> Iterator[tuple[str, SessionId]]:
+    """I33: however many sessions there are, a process has one status call to a system under way."""
+    for process in world.processes:
+        for name, entry in process.runner.ports.systems.items():
+            if isinstance(entry.system, SimSystem) and entry.system.most_asking > 1:
+                yield f"{entry.system.most_asking} status calls to {name} at once", SessionId("")
+
+
+def nothing_holds_up_a_cancel(world: "World") -> Iterator[tuple[str, SessionId]]:
+    """A breaker closes the way to new work, never the way out."""
+    for process in world.processes:
+        if process.life.alive:
+            for (name, kind), lane in process.runner.performing.lanes.items():
+                if kind in (Way.CANCEL, Way.PATH) and lane.blocked(process.clock.now()):
+                    yield f"the breaker of {name} is open for calls of the kind {kind.value}", SessionId("")
 
 
 def _answers(job: SiteJob) -> bool:
@@ -694,7 +715,15 @@ def _answers(job: SiteJob) -> bool:
     return job.alive and not job.foreign_until and job.launcher is not None and not job.launcher.over
 
 
-LOOKS = (ready_decays, repair_is_bounded, poll_cost_bounded, mailboxes_bounded, what_is_wrong_is_mended)
+LOOKS = (
+    ready_decays,
+    repair_is_bounded,
+    poll_cost_bounded,
+    one_observer_per_system,
+    nothing_holds_up_a_cancel,
+    mailboxes_bounded,
+    what_is_wrong_is_mended,
+)
 
 
 # The checker ----------------------------------------------------------------------------------------------------------

@@ -118,6 +118,8 @@ class Watching:
     ended: Callable[[SiteJob], None] = lambda _job: None
     admitted: Callable[[SiteJob], None] = lambda _job: None
     removed: Callable[[SiteJob], None] = lambda _job: None
+    meddled: Callable[[SiteJob], None] = lambda _job: None
+    """Somebody asks for the end of a job that is not of this deployment."""
     moved: Callable[[SiteJob], None] = lambda _job: None
 
 
@@ -220,14 +222,21 @@ class Site:
 
     # What a system is asked -------------------------------------------------------------------------------------------
 
-    def submit(self, tag: Tag, account: str, request: JobRequest, secret: Secret, now: int) -> JobId:
-        """A job more. `batch.Refused` if it could never run."""
+    def submit(
+        self, tag: Tag, account: str, request: JobRequest, secret: Secret, now: int, foreign: bool = False
+    ) -> JobId:
+        """
+        A job more. `batch.Refused` if it could never run.
+
+        Args:
+            foreign: It is of another deployment, which nobody of this one may touch.
+        """
         self.advance(now)
         number = self.batch.submit(request, now)
         visible_at = now + self.source.integer(0, self.habits.visible_ms, "visible after")
         job = SiteJob(number, JobId(f"{self.name}.{number}"), tag, account, now, visible_at, secret)
         named = parse_tag(tag)
-        if named is not None:
+        if named is not None and not foreign:
             job.session, job.attempt = named
             self.by_session.setdefault(named[0], {})[job.id] = job
         self.jobs[job.id] = self.by_number[number] = self.living[job.id] = job
@@ -275,6 +284,8 @@ class Site:
         job = self.jobs.get(job_id)
         if job is None:
             return Doubt(DoubtReason.NOT_LISTED)
+        if job.session is None:
+            self.watching.meddled(job)
         job.cancelled = True
         self.batch.cancel(job.number, now)
         self.advance(now)
@@ -307,6 +318,8 @@ class Site:
         job = self.jobs.get(job_id)
         if job is None:
             return
+        if job.session is None:
+            self.watching.meddled(job)
         self.watching.removed(job)
         self.expire(job, now)
 

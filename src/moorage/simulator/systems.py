@@ -72,6 +72,8 @@ class SimSystem:
         self.gates = gates
         self.happenings = happenings
         self._partition = site.batch.partitions()[0].name
+        self.asking = self.most_asking = 0
+        """Status calls of this process that are under way now, and the most at once."""
 
     def account(self, owner: Owner) -> str:
         """Letters and digits of the name; people who differ only in others share an account."""
@@ -119,7 +121,12 @@ class SimSystem:
             told = {handle.job: self._seen(handle, now) for handle in jobs}
             return self._lie(verdict, told) if verdict.lie else told
 
-        return await self._call("observe", act)
+        self.asking += 1
+        self.most_asking = max(self.most_asking, self.asking)
+        try:
+            return await self._call("observe", act)
+        finally:
+            self.asking -= 1
 
     def _seen(self, handle: Handle, now: int) -> Observation:
         said = self.site.observe(handle.job, now)

@@ -21,6 +21,7 @@ from moorage.core.events import Event
 from moorage.core.limits import Limits
 from moorage.core.machine import Decision
 from moorage.core.model import (
+    NEVER,
     Desired,
     Ended,
     Instant,
@@ -34,6 +35,7 @@ from moorage.core.model import (
     Stopping,
     SystemName,
     Tag,
+    deployment_tag,
 )
 from moorage.core.secret import Secret
 from moorage.core.timeouts import Timeouts
@@ -42,7 +44,7 @@ from moorage.ports.errors import StoreError
 from moorage.ports.sessions import StartRequest
 from moorage.runner import Ports, Runner
 
-from .batch import BatchSystem, Node, Partition, Preempt, Settings
+from .batch import BatchSystem, JobRequest, Node, Partition, Preempt, Settings
 from .calls import Life, Road
 from .choices import SimChoices, Source, between, chance
 from .clock import EPOCH_MS, SimClock
@@ -156,6 +158,7 @@ class World:
         self.trace: list[str] = []
         self._hash = hashlib.blake2b(digest_size=16)
         self._started = asyncio.Event()
+        self._neighbours: set[tuple[SystemName, str]] = set()
         self._waiting: dict[SessionId, list[tuple[tuple[type[State], ...], asyncio.Future[type[State]]]]] = {}
         self.watchers: list[Callable[[Session | None, Event | None, Session, Instant], None]] = []
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -214,6 +217,7 @@ class World:
             ended=self._job_ended,
             admitted=self._job_admitted,
             removed=self._job_removed,
+            meddled=self._job_meddled,
             moved=self._job_moved,
         )
         source = self.source.stream(f"site/{plan.name}")
@@ -229,7 +233,10 @@ class World:
         return self.loop.call_at_ms(max(self.loop.now_ms, at - EPOCH_MS), then)
 
     def _job_created(self, job: SiteJob) -> None:
+        if job.session is None:
+            return
         self.note(f"job {job.id} created for {job.session} attempt {job.attempt}")
+        self._neighbour(job)
         if self.invariants is not None:
             self.invariants.job_created(job)
 
@@ -244,6 +251,21 @@ class World:
     def _job_removed(self, job: SiteJob) -> None:
         if self.invariants is not None:
             self.invariants.job_removed(job)
+
+    def _job_meddled(self, job: SiteJob) -> None:
+        self.report("others_are_left_alone", f"the end of job {job.id} of another deployment was asked for", None)
+
+    def _neighbour(self, job: SiteJob) -> None:
+        """Under each account of ours another deployment has a job, which waits for ever and is none of our business."""
+        site = self.sites[SystemName(job.id.rpartition(".")[0])]
+        if (site.name, job.account) in self._neighbours:
+            return
+        self._neighbours.add((site.name, job.account))
+        number = len(self._neighbours)
+        tag = Tag(f"{deployment_tag('other')}{'z' * 22}{number:04d}0001")
+        partition = site.batch.partitions()[0].name
+        request = JobRequest(tag, job.account, partition, walltime_ms=60_000, begin_at=NEVER)
+        site.submit(tag, job.account, request, Secret(""), self.now(), foreign=True)
 
     def _job_moved(self, job: SiteJob) -> None:
         system = self.pushing.get(SystemName(job.id.rpartition(".")[0]))

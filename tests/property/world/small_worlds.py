@@ -58,7 +58,8 @@ def _visit(source: Source, names: Sequence[str], lasts_ms: int) -> Visit:
     key = SessionKey(pick(source, ("hub", "hub", "hub2")), owner, pick(source, NAMES[:4]))
     groups = ("g",) if chance(source, 0.5) else ()
     request = StartRequest(key, SystemName(pick(source, names)), groups, walltime_s=source.integer(120, 7_200))
-    stays_ms = None if chance(source, 0.2) else source.integer(1_000, lasts_ms)
+    # Some stay long after it is healed: what is never mended has to show before they stop and take it along.
+    stays_ms = None if chance(source, 0.2) else source.integer(1_000, 2 * lasts_ms)
     return Visit(source.integer(0, lasts_ms // 2), request, stays_ms, source.integer(60_000, 3_600_000))
 
 
