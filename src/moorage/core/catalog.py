@@ -726,17 +726,13 @@ def fit(tree: Choices, asked: Mapping[str, object]) -> Fitted:
     """
     reader = _Reader(asked)
     reader.refuse_unknown()
-    service = reader.one("service", tree.services, lambda each: each.default)
-    if service is None:
-        return Fitted(None, tuple(reader.problems))
     systems = {each.name: each for each in tree.systems}
-    place = reader.one("system", service.places)
-    if place is None:
-        return Fitted(None, tuple(reader.problems))
-    account = reader.one("account", systems[place.name].accounts)
+    service = reader.one("service", tree.services, lambda each: each.default)
+    place = reader.one("system", service.places) if service else None
+    account = reader.one("account", systems[place.name].accounts) if place else None
     project = reader.one("project", account.projects) if account else None
-    partition = reader.one("partition", _narrowed(project.partitions, place.partitions)) if project else None
-    if account is None or project is None or partition is None:
+    partition = reader.one("partition", _narrowed(project.partitions, place.partitions)) if place and project else None
+    if not (service and place and account and project and partition):
         return Fitted(None, tuple(reader.problems))
     amounts = {name: reader.amount(name, partition.resources.get(name)) for name in RESOURCES}
     options = SessionOptions(

@@ -128,6 +128,18 @@ def test_a_sign_of_life_clears_a_suspicion() -> None:
     assert life.state == before
 
 
+def test_what_says_nothing_new_changes_nothing() -> None:
+    """The very same session: nothing has to be saved for it."""
+    tag = tag_of(a_spec(), 1)
+    for life in (Life().starting(), Life().connecting(), Life().ready()):
+        life.seen()
+        before = life.decision.session
+        life.seen()
+        life.take(events.Found(1, life.now, (Sighting(JOB, tag),)))
+        life.take(events.Found(1, life.now, (Sighting(JOB, tag, alive=False),)))
+        assert life.decision.session is before
+
+
 def test_a_requeued_job_begins_anew_in_the_queue() -> None:
     """Node and end are forgotten; what the scheduler says now is kept, as far as it fits."""
     life = Life().starting()

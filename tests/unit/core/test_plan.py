@@ -408,6 +408,21 @@ def test_a_changed_plan_file_names_every_wrong_member():
     assert fields == {"surprise", "tag", "resources.nodes", "resources.colour", "limits", "args[0]"}
 
 
+def test_a_plan_file_with_one_member_too_many_is_refused():
+    document = json.loads(render(a_plan(), LaunchSecrets(Secret(KEY))).plan)
+    with pytest.raises(PlanError, match=r"^surprise: is unknown; expected one of tag, attempt, owner, "):
+        parse_plan(json.dumps(document | {"surprise": 1}))
+    with pytest.raises(PlanError, match=r"^environment\[0\]: is of type list; expected a pair of name and value$"):
+        parse_plan(json.dumps(document | {"environment": [["A"]]}))
+
+
+def test_directives_end_where_the_script_begins():
+    """As sbatch reads them: comments and blank lines may come between, nothing else."""
+    script = "#!/bin/sh\n#SBATCH --a=1\n\n# b\n#SBATCH   --c\n"
+    assert parse_directives(script) == (("a", "1"), ("c", ""))
+    assert parse_directives(script + "true\n#SBATCH --d=1\n") == (("a", "1"), ("c", ""))
+
+
 def test_secrets_are_checked_without_being_shown():
     with pytest.raises(PlanError) as caught:
         LaunchSecrets(Secret("hunter2"), (("A", Secret("x\0hunter2")), ("B", "hunter2"), ("BASH_ENV", Secret("x"))))  # type: ignore[arg-type]
