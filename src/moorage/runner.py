@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 STORE_RETRY_MS = (250, 5_000)
 """Between two tries to save a decision: first, and at most. Short, because meanwhile the session stands still."""
 
+NEWS = 64
+"""Steps kept for a follower that is slow; what is missing it reads in the log."""
+
 ADMISSION_PAUSE_MS = 1_000
 """A breaker that closes, or a minute's budget that comes back, is noticed after this time at the latest."""
 
@@ -84,7 +87,21 @@ class Live:
     worker: asyncio.Task[None] | None = None
     created: asyncio.Future[None] | None = None
     wake_at: Instant = NEVER
-    followers: list[asyncio.Event] = field(factory=list)
+    followers: list["_News"] = field(factory=list)
+    latest: Step | None = None
+    """The last step since this process took the session up."""
+
+
+@define(eq=False)
+class _News:
+    """New steps for one who follows a session; of one who does not come to take them, the latest."""
+
+    steps: deque[Step] = field(factory=lambda: deque(maxlen=NEWS))
+    came: asyncio.Event = field(factory=asyncio.Event)
+
+    def tell(self, step: Step) -> None:
+        self.steps.append(step)
+        self.came.set()
 
 
 @frozen
@@ -174,29 +191,42 @@ class Runner:
         stored = await self._find(session)
         if stored is None:
             raise KeyError(session)
-        past, position = begin(stored[0].spec).session, 0
-        changed = asyncio.Event()
-        live = self.live.get(session)
+        live, news, over = self.live.get(session), _News(), isinstance(stored[0].state, Ended)
         if live is not None:
-            live.followers.append(changed)
+            live.followers.append(news)
         try:
-            while True:
-                changed.clear()
-                entries = await self.ports.store.log(session, position)
-                for entry in entries:
-                    if entry.event is not None:
-                        past = step(past, entry.event, entry.at).session
-                    position = entry.version
-                    if position > after:
-                        name = "Started" if entry.event is None else type(entry.event).__name__
-                        yield Step(position, entry.at, name, progress_of(past.state))
-                if isinstance(past.state, Ended) and not entries:
-                    return
-                if not entries:
-                    await changed.wait()
+            latest = None if live is None else live.latest
+            if latest is not None and after >= latest.position - 1:
+                news.tell(latest)  # who only waits for what comes costs the store nothing
+            else:
+                async for each in self._past(stored[0].spec, after):
+                    yield each
+                    after, over = each.position, each.progress.state == "ended"
+            while not over or news.steps:
+                if not news.steps:
+                    news.came.clear()
+                    await news.came.wait()
+                new = news.steps.popleft()
+                # Between the last step and this one some were dropped, or another process decided them.
+                missing = self._past(stored[0].spec, after) if new.position > after + 1 else _only(new)
+                async for each in missing:
+                    if each.position > after:
+                        yield each
+                        after, over = each.position, each.progress.state == "ended"
         finally:
             if live is not None:
-                live.followers.remove(changed)
+                live.followers.remove(news)
+
+    async def _past(self, spec: SessionSpec, after: int) -> AsyncIterator[Step]:
+        """The steps after a position, as the log has them."""
+        past, position = begin(spec).session, 0
+        while entries := await self.ports.store.log(spec.id, position):
+            for entry in entries:
+                if entry.event is not None:
+                    past = step(past, entry.event, entry.at).session
+                position = entry.version
+                if position > after:
+                    yield _step_of(position, entry.at, entry.event, past)
 
     async def job_report(self, session: SessionId) -> JobReport | None:
         """See `Sessions.job_report`."""
@@ -383,8 +413,9 @@ class Runner:
         if isinstance(before.state, Submitting) and isinstance(after.state, Stopping):
             self.performing.give_up_submit(live.id)
         self.performing.start(live.id, after.spec, decision.effects)
+        live.latest = _step_of(live.version, now, event, after)
         for follower in live.followers:
-            follower.set()
+            follower.tell(live.latest)
         self._tell_watchers(before, event, decision, now)
         if decision.wake_at != live.wake_at:
             await self._plan(live, decision.wake_at)
@@ -614,6 +645,15 @@ class Runner:
     def ready(self) -> int:
         """How many sessions of this process are `Ready`."""
         return sum(1 for live in self.live.values() if live.session and isinstance(live.session.state, Ready))
+
+
+async def _only(step: Step) -> AsyncIterator[Step]:
+    yield step
+
+
+def _step_of(position: int, at: Instant, event: Event | None, session: Session) -> Step:
+    name = "Started" if event is None else type(event).__name__
+    return Step(position, at, name, progress_of(session.state))
 
 
 def _fail(waiting: "asyncio.Future[None] | None", error: BaseException) -> None:

@@ -144,7 +144,9 @@ async def a_follower_gets_every_step_once_and_the_end(case: Case) -> None:
         whole = await case.followed(sessions, session)
         assert whole[: len(steps)] == steps
         for after in (0, 1, len(steps) // 2, len(steps) - 1, len(whole), len(whole) + 5):
-            assert await case.followed(sessions, session, after) == whole[after:]
+            rest = await case.followed(sessions, session, after)
+            # What the session left behind may be removed meanwhile, which is a step after its end.
+            assert rest[: len(whole[after:])] == whole[after:]
 
 
 async def a_follower_goes_on_in_the_next_process(case: Case) -> None:
