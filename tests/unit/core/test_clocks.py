@@ -47,6 +47,10 @@ def test_the_older_a_state_the_rarer_the_question(state: str, longest_s: float) 
     assert watched(life, 40) == [Watch(JOB, min(10_000, int(longest_s * 1000)))]
 
 
+def test_the_first_question_comes_when_the_table_says() -> None:
+    assert watched(Life(timeouts=Timeouts(status_first_s=2)).starting()) == [Watch(JOB, 2_000)]
+
+
 def test_a_good_path_needs_few_questions_and_a_bad_one_many() -> None:
     assert watched(Life().ready(), 7) == [Watch(JOB, 300_000)]
     assert watched(Life().degraded(), 7) == [Watch(JOB, 5_000, urgent=True)]

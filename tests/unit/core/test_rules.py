@@ -374,6 +374,13 @@ def test_tags_are_read_back_and_none_begins_another() -> None:
     assert first.isalnum()
 
 
+def test_a_tag_in_full() -> None:
+    """Lower case as Kubernetes wants it, and of one length whatever the deployment is called."""
+    assert deployment_tag("jsc") == "m00000jsc"
+    assert tag_of(a_spec(deployment="jsc"), 7) == "m00000jsc" + "b" * 26 + "0007"
+    assert parse_tag("m00000jsc" + "b" * 26 + "12345") == ("b" * 26, 12_345)
+
+
 @pytest.mark.parametrize("tag", ["", "m", "myjob", "m" + "0" * 34, "m" + "0" * 34 + "x001", "m" + "0" * 34 + "001"])
 def test_tags_of_others_are_nothing(tag: str) -> None:
     assert parse_tag(tag) is None
