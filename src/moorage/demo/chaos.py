@@ -1,4 +1,8 @@
-"""What `moorage demo --chaos` does to the demonstration: what happens in data centres, in short time."""
+"""
+What `moorage demo --chaos` does to the demonstration: what happens in data centres, in short time.
+
+After each harm two sessions tell what it was to them; see `witnesses`.
+"""
 
 import asyncio
 import contextlib
@@ -7,28 +11,45 @@ import random
 import signal
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .files import UNICORE_SITES
 from .running import Child, Demo
+from .witnesses import witnesses
 
-PAUSE_S = (15, 40)
+PAUSE_S = (10, 25)
 FREEZE_S = (5, 20)
+
+Harm = Callable[[], str]
+"""Does it, and says what it was."""
 
 
 async def harm(demo: Demo, seed: int | None = None) -> None:
-    """For ever: wait, harm something, tell what it was."""
+    """For ever: wait, harm something, tell what it was and how the sessions came through."""
     chance = random.Random(seed)  # noqa: S311 (no secret)
-    harms: list[Callable[[], str]] = [
-        lambda: _kill(demo.children["hub"], "the Hub is killed; sessions and their connections go on"),
+    async with witnesses(demo.layout, demo.say) as seen:
+        for do in _in_turn(_harms(demo, chance), chance):
+            await asyncio.sleep(chance.uniform(*PAUSE_S))
+            began = time.monotonic()
+            demo.say(f"chaos: {do()}")
+            demo.say(f"       {await seen.tell(began)}")
+
+
+def _harms(demo: Demo, chance: random.Random) -> list[Harm]:
+    return [
+        lambda: _kill(demo.children["hub"], "the Hub is killed"),
         lambda: _kill_relay(demo.layout.directory),
-        lambda: _kill(demo.children["proxy"], "the proxy is killed; the Hub gives it its routes again"),
+        lambda: _kill(demo.children["proxy"], "the proxy is killed, and every connection of a browser with it"),
         *[lambda site=site: _freeze(demo.children[site], chance) for site in (*UNICORE_SITES, "slurm")],
     ]
+
+
+def _in_turn(harms: list[Harm], chance: random.Random) -> Iterator[Harm]:
+    """Each once, in any order, then again: who watches for some minutes has seen all."""
     while True:
-        await asyncio.sleep(chance.uniform(*PAUSE_S))
-        demo.say(f"chaos: {chance.choice(harms)()}")
+        yield from chance.sample(harms, len(harms))
 
 
 def _kill(child: Child, told: str) -> str:
@@ -50,7 +71,7 @@ def _freeze(child: Child, chance: random.Random) -> str:
             process.send_signal(signal.SIGCONT)
 
     asyncio.get_running_loop().call_later(seconds, thaw)
-    return f"{child.name} does not answer for {seconds:.0f} s; its sessions are doubted, not ended"
+    return f"{child.name} is frozen for {seconds:.0f} s"
 
 
 def _kill_relay(directory: Path) -> str:
@@ -62,4 +83,4 @@ def _kill_relay(directory: Path) -> str:
         os.kill(struct.unpack("3i", credentials)[0], signal.SIGKILL)
     except OSError:
         return "there is no relay to kill"
-    return "the relay is killed; paths are made anew at their old addresses"
+    return "the relay is killed, and every path to a lab with it"

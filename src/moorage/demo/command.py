@@ -18,7 +18,9 @@ from .running import DemoFailed, demonstration
 
 
 @click.command("demo", epilog=CODES)
-@click.option("--chaos", is_flag=True, help="Kill and freeze parts of it now and then; sessions survive that.")
+@click.option(
+    "--chaos", is_flag=True, help="Kill and freeze parts of it now and then, and tell how two sessions come through."
+)
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=0, show_default=True, help="For the browser; 0: a free one."
 )

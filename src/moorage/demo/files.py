@@ -250,7 +250,7 @@ c.JupyterHub.bind_url = {layout.url!r}
 c.JupyterHub.hub_bind_url = {layout.hub_url!r}
 c.JupyterHub.db_url = {"sqlite:///" + str(directory / "jupyterhub.sqlite")!r}
 c.JupyterHub.cookie_secret_file = {str(directory / "cookie_secret")!r}
-c.JupyterHub.proxy_check_interval = 10
+c.JupyterHub.last_activity_interval = 5
 
 # The proxy is a process of its own, so that it outlives the Hub.
 c.ConfigurableHTTPProxy.should_start = False
@@ -262,11 +262,14 @@ c.JupyterHub.authenticator_class = "moorage.demo.login.DemoAuthenticator"
 c.DemoAuthenticator.file = {str(directory / "users.json")!r}
 c.Authenticator.admin_users = {{"admin"}}
 c.Authenticator.allowed_users = {{"alice", "admin"}}
+c.JupyterHub.template_vars = {{
+    "announcement_login": "Users: alice, and admin, an administrator. The passwords are in the terminal.",
+}}
 
-# The demonstration stops what it started.
+# The demonstration stops what it started, and looks into its labs under --chaos.
 c.JupyterHub.services = [{{"name": "demo", "api_token": {layout.tokens["demo"]!r}}}]
 c.JupyterHub.load_roles = [
-    {{"name": "demo", "services": ["demo"], "scopes": ["list:users", "read:servers", "admin:servers"]}}
+    {{"name": "demo", "services": ["demo"], "scopes": ["list:users", "admin:servers", "access:servers"]}}
 ]
 """
     )

@@ -24,7 +24,7 @@ from .files import UNICORE_SITES, Layout, write_all, write_moorage
 log = logging.getLogger(__name__)
 
 START_S = 60.0
-STOP_S = 15.0
+STOP_S = 30.0
 """For sessions to end, and then for each process."""
 
 
@@ -51,6 +51,12 @@ class Child:
     @property
     def running(self) -> bool:
         return self.process is not None and self.process.returncode is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if there is still somebody to get it."""
+        if self.process is not None and self.running:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
 
 
 @define(eq=False)
@@ -92,7 +98,9 @@ class Demo:
         """End every session, then every process. Again is harmless."""
         for task in self._keeping:
             task.cancel()
-        if self.children.get("hub") is not None and self.children["hub"].running:
+        for child in self.children.values():
+            child.signal(signal.SIGCONT)  # what is frozen ends no session
+        if self._keeping:
             await self._end_sessions()
         for name in ("hub", "proxy"):
             await self._end(name)
@@ -144,9 +152,7 @@ class Demo:
         for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, 5.0)):
             if not child.running:
                 break
-            with contextlib.suppress(ProcessLookupError):
-                child.process.send_signal(signal.SIGCONT)
-                child.process.send_signal(number)
+            child.signal(number)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.process.wait(), patience_s)
         if child.reading is not None:
@@ -197,12 +203,19 @@ class Demo:
 
     async def _end_sessions(self) -> None:
         """Ask the Hub to stop every server, and wait for them: jobs and files go while their systems are there."""
+        hub = self.children["hub"]
         try:
             async with asyncio.timeout(STOP_S):
-                while servers := await asyncio.to_thread(self._servers):
-                    await asyncio.gather(*(asyncio.to_thread(self._api, "DELETE", path) for path in servers))
+                if not hub.running:  # killed just now
+                    await self._begin(hub)
+                while True:
+                    with contextlib.suppress(OSError):  # it is coming up
+                        servers = await asyncio.to_thread(self._servers)
+                        await asyncio.gather(*(asyncio.to_thread(self._api, "DELETE", path) for path in servers))
+                        if not servers:
+                            return
                     await asyncio.sleep(0.2)
-        except (TimeoutError, OSError):
+        except TimeoutError:
             log.warning("not every session ended in time; its processes end with the simulated site")
 
     def _servers(self) -> list[str]:

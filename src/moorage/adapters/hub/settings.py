@@ -24,6 +24,11 @@ def warnings_about(app: Any, spawner: MoorageSpawner) -> Iterator[str]:
             "the Hub stops its proxy when it stops, which cuts every open connection; "
             "set c.JupyterHub.cleanup_proxy = False, or run the proxy by itself"
         )
+    if not app.proxy.should_start and app.last_activity_interval > 60:
+        yield (
+            f"last_activity_interval is {app.last_activity_interval} s, and for so long a proxy that was restarted has "
+            "no routes; set c.JupyterHub.last_activity_interval = 30"
+        )
     if not app.allow_named_servers:
         yield "a user has one session only; set c.JupyterHub.allow_named_servers = True for several, with names"
     if spawner.http_timeout < 60:
@@ -55,6 +60,9 @@ c.MoorageSpawner.config_file = {config_file!r}
 # Sessions outlive the Hub: do not stop them, nor the proxy, when it stops.
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.cleanup_proxy = False
+
+# With this interval the Hub also gives a proxy that was restarted by itself its routes again.
+c.JupyterHub.last_activity_interval = 30
 
 # Several sessions per user, each with a name.
 c.JupyterHub.allow_named_servers = True
