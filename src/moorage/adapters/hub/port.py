@@ -39,6 +39,7 @@ class HubPort:
         self.changes = Changes()
         self.reports = Reports(self.changes)
         self.unattached = asyncio.Event()
+        self._numbers: dict[Owner, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def report(self, spec: SessionSpec, progress: Progress) -> None:
@@ -123,8 +124,18 @@ class HubPort:
 
     def user(self, owner: Owner) -> Any | None:
         """The Hub's object for a person, if the Hub knows somebody of that very name."""
+        # A look into the database takes milliseconds of the Hub's one thread, and this is asked for every session.
+        number = self._numbers.get(owner)
+        if number is not None and dict.__contains__(self.app.users, number):
+            known = self.app.users[number]
+            if known.name == owner:
+                return known
         found = orm.User.find(self.app.db, owner)
-        return None if found is None else self.app.users[found]
+        if found is None:
+            self._numbers.pop(owner, None)
+            return None
+        self._numbers[owner] = found.id
+        return self.app.users[found]
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
