@@ -7,9 +7,9 @@ import json
 import secrets
 import shutil
 import signal
-import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,15 @@ import click
 from attrs import define, field
 
 from moorage.cli import CODES, Exit
-from moorage.cli.output import config_option, json_option, people
+from moorage.cli.leftover import RECORD_NAME, Record, abandoned, private_folder
+from moorage.cli.line import Line, printable
+from moorage.cli.output import config_option, json_option
 
 if TYPE_CHECKING:
     from moorage.bootstrap import Deployment
     from moorage.core.catalog import SessionOptions
-    from moorage.core.model import Route, Session, SessionId, SessionSpec
+    from moorage.core.machine import Decision
+    from moorage.core.model import Cause, Route, Session, SessionId, SessionSpec
     from moorage.core.progress import Progress
     from moorage.ports.sessions import Step
 
@@ -60,13 +63,23 @@ def command(
     Start a session on a configured system and stop it on Ctrl-C.
 
     Shows how far it is and prints the address at which it is reached from this machine. It is apart from the sessions
-    of a Hub with the same configuration, and nothing of it is left at the end. With --json, one object per line is
-    printed: each step, then "ready" with the address, then "ended" with the cause.
+    of a Hub with the same configuration, and nothing of it is left at the end; a second Ctrl-C does not wait for that.
+    What a run that was killed has left is stopped by the next run with the same configuration. With --json, one
+    object per line is printed: each step, then "ready" with the address, then "ended" with the cause.
     """
     asked = _asked(system, service, pairs)
-    with _private_folder() as folder:
-        run = Run(asked, frozenset(groups), config_file, simulation, token or secrets.token_hex(16), as_json, folder)
-        return asyncio.run(run.to_the_end())
+    with Line(silent=as_json) as line, private_folder() as folder:
+        line.show("reading the configuration")
+        token = token or secrets.token_hex(16)
+        run = Run(asked, system, frozenset(groups), config_file, simulation, token, as_json, folder, line)
+        try:
+            return asyncio.run(run.to_the_end())
+        finally:
+            if (folder / RECORD_NAME).exists():
+                line.say(
+                    f"moorage: the session on {system} may still be running. The next `moorage run` with this "
+                    f"configuration stops it; what is known about it is in {folder}"
+                )
 
 
 def _asked(system: str, service: str | None, pairs: tuple[str, ...]) -> dict[str, object]:
@@ -82,49 +95,73 @@ def _asked(system: str, service: str | None, pairs: tuple[str, ...]) -> dict[str
     return asked
 
 
-LEFT_NAME = "left"
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """
-    For what this run keeps; removed at its end unless something of the session is left, of which it then tells.
-
-    Its path is short, because a unix socket's has at most 107 bytes.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="moorage-"))
-    try:
-        yield folder
-    finally:
-        if (folder / LEFT_NAME).exists():
-            click.echo(f"moorage: something may be left; what is known about it is in {folder}", err=True)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 @define(eq=False)
 class Run:
     """One session, from asking for it to its end."""
 
     asked: dict[str, object]
+    system: str
     groups: frozenset[str]
     config_file: Path
     simulation: bool
     token: str
     as_json: bool
     folder: Path
+    line: Line
     ready: bool = False
+    obstacle: str = ""
+    last: "Progress | None" = None
     interrupted: asyncio.Event = field(factory=asyncio.Event)
 
     async def to_the_end(self) -> int:
         from moorage.bootstrap import Apart, compose
 
         apart = Apart("r" + secrets.token_hex(3), self.folder)
-        with _signals(self.interrupted):
-            async with compose(self.config_file, Silent(), simulation=self.simulation, apart=apart) as deployment:
+        with _signals(self.interrupted), abandoned(self.config_file) as killed:
+            async with (
+                compose(
+                    self.config_file,
+                    Silent(),
+                    simulation=self.simulation,
+                    apart=apart,
+                    watchers=[self._watch],
+                ) as deployment,
+                _meanwhile([self._finish(folder, record) for folder, record in killed]),
+            ):
                 options = self._options(deployment)
+                self._record(apart.deployment)
                 session = await self._start(deployment, options)
                 return await self._accompany(deployment, options, session)
+
+    def _record(self, deployment: str) -> None:
+        started = time.strftime("%Y-%m-%d %H:%M")
+        config = str(self.config_file.resolve())
+        Record(deployment, self.system, config, self.simulation, started).write(self.folder)
+
+    async def _finish(self, folder: Path, record: Record) -> None:
+        """Stop what a killed run has left, and remove its folder when that is gone."""
+        from moorage.bootstrap import Apart, compose
+        from moorage.ports.errors import StoreFailed
+
+        self.line.say(f"The run of {record.started} on {record.system} was killed; its session is being stopped.")
+        apart = Apart(record.deployment, folder)
+        try:
+            async with (
+                compose(self.config_file, Silent(), simulation=record.simulation, apart=apart) as deployment,
+                asyncio.timeout(GONE_S),
+            ):
+                for stored in await deployment.store.unfinished():
+                    await deployment.runner.stop(stored.session.id)
+                # The store tells nobody of changes.
+                while await deployment.store.unfinished():  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            self.line.say(f"The session of {record.started} on {record.system} is not gone yet; the next run goes on.")
+        except StoreFailed as error:
+            self.line.say(f"What the run of {record.started} has left cannot be read ({error}): see {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.line.say(f"The session of {record.started} on {record.system} is stopped; nothing is left of it.")
 
     def _options(self, deployment: "Deployment") -> "SessionOptions":
         from moorage.core.catalog import SessionOptions, User, validate
@@ -142,7 +179,6 @@ class Run:
         from moorage.core.secret import Secret
 
         key = SessionKey("run", Owner(self.user.name))
-        (self.folder / LEFT_NAME).write_text("a session was started")
         await deployment.vault.keep(key, {"JUPYTER_TOKEN": Secret(self.token)})
         return await deployment.runner.start(deployment.request(key, self.user, options))
 
@@ -165,29 +201,52 @@ class Run:
 
     async def _steps(self, deployment: "Deployment", session: "SessionId") -> "AsyncIterator[Step]":
         """The steps as they happen, shown on the way."""
-        last: Progress | None = None
-        status = None if self.as_json else people().status("asking for the session")
-        with status or contextlib.nullcontext():
-            async for step in deployment.runner.follow(session):
-                if step.progress != last:
-                    last = step.progress
-                    if status is None:
-                        _say("step", state=last.state, percent=last.percent, text=last.text)
-                    else:
-                        # A site's words: brackets in them are no markup.
-                        status.update(_escaped(f"{last.percent:3d} %  {last.text}"))
-                yield step
+        async for step in deployment.runner.follow(session):
+            if step.progress != self.last:
+                self.last = step.progress
+                self._show()
+            yield step
+
+    def _watch(self, before: object, event: object, decision: "Decision", at: object) -> None:
+        """What stands in the way of a stop: it may take long, and its reason is in no state."""
+        from moorage.core.events import CancelAnswered, EffectFailed
+        from moorage.core.model import Doubt, Stopping
+
+        if not isinstance(decision.session.state, Stopping):
+            return
+        match event:
+            case EffectFailed(_, failure):
+                self.obstacle = failure.note
+            case CancelAnswered(_, _, Doubt(_, note)):
+                self.obstacle = note
+            case _:
+                return
+        self._show()
+
+    def _show(self) -> None:
+        last = self.last
+        if last is None:
+            return
+        text = last.text
+        if last.state == "stopping" and self.obstacle:
+            text = f"{text}: {self.obstacle}"
+        if self.as_json:
+            _say("step", state=last.state, percent=last.percent, text=text)
+        elif last.state in ("stopping", "ended"):
+            # 100 % of what? And whoever waits wants to know how not to.
+            self.line.show(f"{text}{'; Ctrl-C again does not wait' if self.interrupted.is_set() else ''}")
+        else:
+            self.line.show(f"{last.percent:3d} %  {text}{'; Ctrl-C stops it' if last.state == 'ready' else ''}")
 
     def _tell_ready(self, address: str) -> None:
         if self.as_json:
             _say("ready", address=address)
         else:
-            click.echo(address)
-            click.echo("Press Ctrl-C to stop it.", err=True)
+            self.line.say(address, result=True)
 
     async def _end(self, deployment: "Deployment", session: "SessionId") -> int:
         """Wait until nothing is left of the session, and say how it ended."""
-        from moorage.core.model import Cause, Ended
+        from moorage.core.model import Ended
 
         clock, found = deployment.ports.clock, (await deployment.runner.get(session)).session
         deadline = clock.now() + GONE_S * 1000
@@ -197,11 +256,9 @@ class Run:
         assert isinstance(found.state, Ended), "following a session ends with its end"
         left = sorted({each.kind.value for each in found.residue})
         if not left:
-            (self.folder / LEFT_NAME).unlink()
+            (self.folder / RECORD_NAME).unlink()
         self._tell_end(found, left)
-        if self.interrupted.is_set() and found.state.cause is Cause.STOPPED and not left:
-            return Exit.FINE if self.ready else Exit.INTERRUPTED
-        return Exit.FINE if found.state.cause is Cause.FINISHED and not left else Exit.WRONG
+        return _code(found.state.cause, gone=not left, ready=self.ready, interrupted=self.interrupted.is_set())
 
     def _tell_end(self, session: "Session", left: list[str]) -> None:
         state: Any = session.state
@@ -216,12 +273,16 @@ class Run:
                 left=left,
             )
             return
+        stopped = state.cause.value == "stopped"
+        if stopped and not left:
+            self.line.say(f"Stopped; nothing is left on {self.system}.")
+            return
         said = f": {evidence.note}" if evidence.note else ""
-        click.echo(f"The session ended ({state.cause.value.replace('_', ' ')}){said}", err=True)
-        if evidence.log and state.cause.value != "stopped":
-            click.echo(_bounded(evidence.log), err=True)
+        self.line.say(f"The session ended ({state.cause.value.replace('_', ' ')}){said}")
+        if evidence.log and not stopped:
+            self.line.say(_bounded(evidence.log))
         if left:
-            click.echo(f"Not removed: {', '.join(left)}", err=True)
+            self.line.say(f"Not removed: {', '.join(left)}")
 
 
 class Silent:
@@ -237,6 +298,17 @@ class Silent:
         """Nothing was published."""
 
 
+def _code(cause: "Cause", *, gone: bool, ready: bool, interrupted: bool) -> Exit:
+    """How the command ends after a session that ended with this cause."""
+    from moorage.core.model import Cause
+
+    if not gone:
+        return Exit.WRONG
+    if cause is Cause.STOPPED and interrupted:
+        return Exit.FINE if ready else Exit.INTERRUPTED
+    return {Cause.FINISHED: Exit.FINE, Cause.UNAUTHORISED: Exit.UNREACHABLE}.get(cause, Exit.WRONG)
+
+
 def _address(deployment: "Deployment", options: "SessionOptions", session: "Session", token: str) -> str:
     route = getattr(session.state, "route", None)
     address = route.address if route is not None else ""
@@ -248,16 +320,23 @@ def _say(what: str, **facts: Any) -> None:
     click.echo(json.dumps({"event": what, **facts}, ensure_ascii=False))
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _bounded(log: str) -> str:
     """The last lines, with nothing in them that steers a terminal."""
-    lines = ["".join(char if char.isprintable() else "?" for char in line) for line in log.splitlines()[-20:]]
+    lines = [printable(line) for line in log.splitlines()[-20:]]
     return "\n".join(f"  | {line[:300]}" for line in lines)
+
+
+@contextlib.asynccontextmanager
+async def _meanwhile(works: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """The works go on beside what is inside; at its end they are waited for, unless it failed."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        yield
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 SAME_S = 2.0

@@ -46,24 +46,29 @@ class Told:
 
 
 @asynccontextmanager
-async def command(config: Path, *arguments: str) -> AsyncIterator[Told]:
-    """`moorage run demo --json ...`, with a folder for temporary files of its own, which is to be empty at the end."""
-    scratch = tempfile.mkdtemp(prefix="moor")
+async def command(config: Path, *arguments: str, scratch: str | None = None) -> AsyncIterator[Told]:
+    """
+    `moorage run demo --json ...`, with a folder for temporary files.
+
+    Without a given one it has one of its own, which is to be empty at the end.
+    """
+    own = tempfile.mkdtemp(prefix="moor") if scratch is None else None
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "moorage.cli", "run", "demo", "--json", "--simulation"),
         *("--config", str(config), *arguments),
         stdout=PIPE,
         stderr=PIPE,
-        env={**os.environ, "TMPDIR": scratch},
+        env={**os.environ, "TMPDIR": scratch or own or ""},
     )
     try:
         yield Told(process)
-        assert os.listdir(scratch) == [], "nothing of the run is left"
+        assert own is None or os.listdir(own) == [], "nothing of the run is left"
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-        os.rmdir(scratch)
+        if own is not None:
+            os.rmdir(own)
 
 
 async def ask(address: str) -> tuple[int, str]:
@@ -145,6 +150,61 @@ async def test_a_lab_that_cannot_start_says_why(site: Running, configure: Config
     assert told.events[-1]["cause"] == "failed"
     assert "no such" in told.events[-1]["log"]
     assert "ready" not in told.states()
+
+
+async def test_a_stop_waits_visibly_for_credentials(site: Running, configure: Configure) -> None:
+    """They are refused in the middle: the stop says why it takes long, and ends when they are accepted again."""
+    async with command(configure(site.url)) as told:
+        await told.until("ready")
+        site.faults.add({"fault": "F-U8"})
+        told.process.send_signal(signal.SIGINT)
+        while "does not accept the credentials" not in (await told.until("step"))["text"]:
+            pass
+        assert told.events[-1]["state"] == "stopping"
+        site.faults.clear()
+        await ended(told, Exit.FINE)
+    assert (told.events[-1]["cause"], told.events[-1]["left"]) == ("stopped", [])
+    assert left_at(site) == []
+
+
+async def test_the_next_run_stops_what_a_killed_one_left(site: Running, configure: Configure) -> None:
+    """`kill -9`: neither the lab nor the folder of the run outlives the run that comes after it."""
+    config = configure(site.url)
+    with tempfile.TemporaryDirectory(prefix="moor") as scratch:
+        async with command(config, scratch=scratch) as first:
+            ready = await first.until("ready")
+            lab = int((await ask(ready["address"]))[1].split()[2].rstrip(","))
+            first.process.kill()
+            await first.process.wait()
+        assert alive(lab)
+        assert len(os.listdir(scratch)) == 1
+        async with command(config, scratch=scratch) as second:
+            await second.until("ready")
+            async with asyncio.timeout(PATIENCE_S):
+                while alive(lab) or len(left_at(site)) > 1 or len(os.listdir(scratch)) > 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            second.process.send_signal(signal.SIGINT)
+            said = await ended(second, Exit.FINE)
+        assert "was killed; its session is being stopped" in said
+        assert "nothing is left of it" in said
+        assert os.listdir(scratch) == []
+    assert left_at(site) == []
+
+
+async def test_a_second_ctrl_c_does_not_wait(site: Running, configure: Configure) -> None:
+    """The site hangs: the command ends at once, and says that something may be left and where."""
+    with tempfile.TemporaryDirectory(prefix="moor") as scratch:
+        async with command(configure(site.url), scratch=scratch) as told:
+            await told.until("ready")
+            site.faults.add({"do": "hang", "on": ["abort"]})
+            told.process.send_signal(signal.SIGINT)
+            await told.until("step")
+            await asyncio.sleep(2.1)  # less is the same wish twice
+            told.process.send_signal(signal.SIGINT)
+            said = await ended(told, Exit.INTERRUPTED)
+        (folder,) = os.listdir(scratch)
+        assert "may still be running. The next `moorage run` with this configuration stops it" in said
+        assert f"{scratch}/{folder}" in said
 
 
 async def test_a_site_that_is_away_is_waited_for_until_ctrl_c(site: Running, configure: Configure) -> None:
