@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ from moorage.ports.dialer import Dialer
 from moorage.ports.errors import PortError, Refused, StoreFailed, Unauthorised, Unreachable
 from moorage.ports.hub import Hub
 from moorage.ports.sessions import StartRequest
-from moorage.ports.system import Handle, System
+from moorage.ports.system import Handle, Load, Measured, System
 from moorage.ports.tunnels import Tunnels
 from moorage.runner import Ports, Runner, Watcher
 
@@ -452,6 +453,14 @@ class Deployment:
             {"session": str(session), "good_age_s": each.good_age_s, "lost": each.lost, "note": each.note}
             for session, each in reports.items()
         ]
+
+    async def load(self, system: SystemName, owner: Owner) -> Mapping[str, Load] | None:
+        """See `Operations.load`."""
+        entry = self.entries.get(system)
+        if entry is None or not isinstance(entry.system, Measured):
+            return None
+        # Outside the lanes: what fails here says nothing about jobs, and must open no breaker.
+        return await self.runner.performing.call(entry.timeouts.call_s, partial(entry.system.load, owner))
 
     async def drain(self, system: SystemName, on: bool) -> None:
         """See `Operations.drain`."""

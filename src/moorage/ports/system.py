@@ -99,3 +99,21 @@ class Pushing(Protocol):
     def watch(self) -> AsyncIterator[JobId]:
         """Jobs that something happened to. May lose, repeat, reorder and invent; ends or raises at any time."""
         ...
+
+
+@frozen
+class Load:
+    """How full a partition is: its nodes, those that are free now, and whether it takes jobs at all."""
+
+    nodes: int
+    free: int
+    is_up: bool = True
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A system that also tells how full it is. For people who choose; nothing is decided by it."""
+
+    async def load(self, owner: Owner) -> Mapping[str, Load]:
+        """By partition, as the person's account sees it. May raise any `PortError`."""
+        ...

@@ -29,7 +29,7 @@ from moorage.core.model import (
 from moorage.core.plan import ENDPOINT_NAME, SECRET_NAME, LaunchSecrets, Rendered, parse_plan, render
 from moorage.core.secret import Secret
 from moorage.ports.errors import Malformed, PortError, Refused, Unanswered, Unreachable
-from moorage.ports.system import Handle
+from moorage.ports.system import Handle, Load, Measured
 from moorage.simulator.servers.ssh import Account, NodeConfig, Nodes, Partition, Running, Timing
 
 QUICK = evolve(TIMEOUTS, call_s=2, submit_s=2, connect_s=2)
@@ -370,6 +370,8 @@ async def test_the_form_is_told_what_there_is_and_when_it_was_asked(case: System
     ]
     assert [each.account for each in info.associations] == ["project"]
     assert info.age_s(info.at) == 0
+    assert isinstance(case.system, Measured)
+    assert await case.system.load(case.owner) == {"batch": Load(2, 2), "urgent": Load(2, 2)}
 
 
 async def _submit(case: SystemCase) -> Handle:

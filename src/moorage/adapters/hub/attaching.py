@@ -3,16 +3,20 @@ Sessions that live although the Hub does not know a server for them, brought bac
 
 That happens when a Hub is started with an older database, or when it lost patience with a start (see `spawner.py`). The
 server is started again in the Hub's own way; `MoorageSpawner.start` then finds the session and starts no job.
+
+A session whose owner the Hub does not know either (an empty database, a person who was renamed or removed) is told to
+the operator and lives on for a grace time: as soon as its owner logs in it is theirs again. After that it is stopped.
 """
 
 import asyncio
 import contextlib
 import logging
+import time
 from typing import Any
 
 from jupyterhub.user import User
 
-from moorage.core.model import Desired, Ended, Session, Stopping
+from moorage.core.model import Desired, Ended, Session, SessionId, Stopping
 from moorage.ports.errors import StoreError
 
 from . import metrics
@@ -25,13 +29,13 @@ PAUSE_S = 15.0
 """Between two looks; a session that becomes ready is looked at at once."""
 
 
-async def keep_attached(port: HubPort, service: Service) -> None:
-    """Attach what has to be attached, for ever."""
-    told: set[str] = set()
+async def keep_attached(port: HubPort, service: Service, owner_grace_s: float) -> None:
+    """Attach what has to be attached, for ever; stop what nobody has claimed for `owner_grace_s`."""
+    strangers: dict[SessionId, float] = {}
     while True:
         port.unattached.clear()
         try:
-            await _look(port, service, told)
+            await _look(port, service, strangers, owner_grace_s)
             await metrics.refresh(service)
         except StoreError as error:
             log.warning("the store was not readable; the next look tries again: %s", error)
@@ -39,21 +43,44 @@ async def keep_attached(port: HubPort, service: Service) -> None:
             await asyncio.wait_for(port.unattached.wait(), PAUSE_S)
 
 
-async def _look(port: HubPort, service: Service, told: set[str]) -> None:
-    """One look at all sessions; `told` are those whose owner is unknown, of whom the operator has been told."""
-    for stored in await service.store.unfinished():
-        session = stored.session
-        if not is_ours(session.spec, service.hub) or not _alive(session):
-            continue
+async def _look(port: HubPort, service: Service, strangers: dict[SessionId, float], owner_grace_s: float) -> None:
+    """One look at all sessions; `strangers` says since when the owner of some is unknown, on the monotonic clock."""
+    sessions = [stored.session for stored in await service.store.unfinished()]
+    ours = [session for session in sessions if is_ours(session.spec, service.hub) and _alive(session)]
+    for session in ours:
         user = port.user(session.spec.key.owner)
         if user is None:
-            if session.id not in told:
-                told.add(session.id)
-                log.warning("session %s: its owner %r is unknown to this Hub", session.id, session.spec.key.owner)
+            if not _in_use(port, session):
+                await _stranger(service, session, strangers, owner_grace_s)
             continue
+        strangers.pop(session.id, None)
         spawner = port.spawner(session.spec)
-        if spawner is None or not spawner.active:
+        if (spawner is None or not spawner.active) and not _in_use(port, session):
             await _attach(port, user, session)
+    for gone in strangers.keys() - {session.id for session in ours}:
+        del strangers[gone]
+
+
+async def _stranger(service: Service, session: Session, since: dict[SessionId, float], owner_grace_s: float) -> None:
+    owner = session.spec.key.owner
+    if session.id not in since:
+        since[session.id] = time.monotonic()
+        log.warning("session %s: its owner %r is unknown to this Hub", session.id, owner)
+    if time.monotonic() - since[session.id] >= owner_grace_s:
+        log.warning("session %s: its owner %r did not come back; it is stopped", session.id, owner)
+        await service.sessions.stop(session.id, by="policy: its owner is unknown to the Hub")
+
+
+def _in_use(port: HubPort, session: Session) -> bool:
+    """
+    Whether a server has this session already. After somebody was renamed it is a server of another name than the
+    session's owner, and whoever gets the old name must not get the session.
+    """
+    return any(
+        getattr(spawner, "session_id", "") == session.id and spawner.active
+        for user in list(port.app.users.values())
+        for spawner in list(user.spawners.values())
+    )
 
 
 def _alive(session: Session) -> bool:

@@ -65,7 +65,7 @@ async def _serve(app: Any) -> None:
             app.log.info("moorage is working (%s)", sample.config_file)
             try:
                 await app._start_future
-                await keep_attached(port, service)
+                await keep_attached(port, service, sample.owner_grace_s)
             finally:
                 registry.withdraw("the Hub is stopping")
     except asyncio.CancelledError:

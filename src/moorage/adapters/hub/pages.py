@@ -23,7 +23,7 @@ from markupsafe import Markup
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from moorage.core.model import SessionId
+from moorage.core.model import Owner, SessionId, SystemName
 from moorage.ports.errors import StoreError
 from moorage.ports.store import Stored
 
@@ -60,6 +60,7 @@ def handlers(static: Path) -> list[tuple[Any, ...]]:
         (r"/moorage/users/([^/]+)/sessions/([a-z2-7]{26})", SessionPage),
         (r"/moorage/api/users/([^/]+)/events", Events),
         (r"/moorage/api/users/([^/]+)/presets", Presets),
+        (r"/moorage/api/users/([^/]+)/load", LoadOfSystems),
         (r"/moorage/api/users/([^/]+)/sessions/([a-z2-7]{26})", SessionData),
         (r"/moorage/api/users/([^/]+)/servers/([^/]*)/starts", Starts),
         *admin_handlers(),
@@ -321,6 +322,20 @@ class Events(Stream):
             return {"rows": rows} if server is None else {**details, "rows": rows}
 
         await self.stream(user_name, content)
+
+
+class LoadOfSystems(Ours, APIHandler):
+    """How full the systems are that a person may choose, as far as they tell; asked in that person's name."""
+
+    @needs_scope("start:servers")
+    async def get(self, user_name: str) -> None:
+        user = self.find_user(user_name)
+        if user is None:
+            raise web.HTTPError(404)
+        service, spawner = self.service(), user.spawner
+        systems = service.choices(spawner.person()).systems if isinstance(spawner, MoorageSpawner) else ()
+        open_ones = [SystemName(each.name) for each in systems if each.why_not is None]
+        self.finish(self.port.loads.of(service, Owner(user_name), open_ones))
 
 
 class Presets(Ours, APIHandler):

@@ -18,6 +18,7 @@ from moorage.ports.errors import Unauthorised
 
 from . import metrics
 from .changes import Changes
+from .loads import Loads
 from .people import People
 from .reports import Reports
 from .service import registry
@@ -38,6 +39,7 @@ class HubPort:
         self.app = app
         self.changes = Changes()
         self.reports = Reports(self.changes)
+        self.loads = Loads()
         self.unattached = asyncio.Event()
         self._numbers: dict[Owner, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 from attrs import define, field, frozen
 
 from moorage.core.catalog import Choices, User
-from moorage.core.model import SystemName
+from moorage.core.model import Owner, SystemName
 from moorage.ports.clock import Clock
 from moorage.ports.credentials import Vault
 from moorage.ports.hub import Hub
 from moorage.ports.sessions import Sessions
 from moorage.ports.store import Store
+from moorage.ports.system import Load
 
 
 class Operations(Protocol):
@@ -34,6 +35,14 @@ class Operations(Protocol):
 
     async def tunnels(self) -> Sequence[Mapping[str, Any]]:
         """One row per path the relay knows: session, good_age_s, lost, note."""
+        ...
+
+    async def load(self, system: SystemName, owner: Owner) -> Mapping[str, Load] | None:
+        """
+        How full the partitions of a system are, as this person sees them; `None` if it does not tell.
+
+        One remote call. Raises any `PortError`.
+        """
         ...
 
     async def drain(self, system: SystemName, on: bool) -> None:

@@ -67,6 +67,11 @@ class MoorageSpawner(Spawner):
         300, help="How long after a start of the Hub a session that the store does not know counts as running."
     ).tag(config=True)
 
+    owner_grace_s = Integer(
+        86_400,
+        help="How long a session lives whose owner the Hub does not know: an empty database, a removed user.",
+    ).tag(config=True)
+
     session_id = Unicode()
 
     api_token: str

@@ -37,7 +37,7 @@ from moorage.core.timeouts import Timeouts
 from moorage.ports.clock import Clock
 from moorage.ports.errors import Malformed, PortError, Refused, Unanswered, Unreachable
 from moorage.ports.plans import Plans
-from moorage.ports.system import Handle
+from moorage.ports.system import Handle, Load
 
 from .client import Answer, Login, make_private_directory, put_new, read_tail
 from .hosts import check
@@ -428,6 +428,11 @@ class SlurmSystem:
                     login, self._commands.associations(login.account), "sacctmgr", parse_associations
                 )
         return SlurmInfo(at, partitions, reservations, associations)
+
+    async def load(self, owner: Owner) -> Mapping[str, Load]:
+        """See `Measured.load`."""
+        partitions = await self._ask(self._logins.of(owner), self._commands.partitions(), "sinfo", parse_partitions)
+        return {each.name: Load(each.nodes, each.idle, each.is_up) for each in partitions}
 
     async def close(self) -> None:
         """Give back connections and threads."""

@@ -66,6 +66,7 @@ QUICK = Timeouts().override(
         "status_queued_s": 0.1,
         "confirm_s": 0.1,
         "backoff_base_s": 0.05,
+        "horizon_s": 0.5,
     }
 )
 
@@ -97,11 +98,11 @@ class StubSystem:
         if self.refusing:
             raise Refused(self.refusing)
         self.submitted += 1
+        job = JobId(f"job-{self.submitted}")  # before the next one comes
         attempt = int(tag[-4:])
         assert tag == tag_of(spec, attempt)
         secret = await self.vault.gate(spec.id, attempt)
         endpoint = Endpoint("n1", 4000, "", secrets.token_hex(16))
-        job = JobId(f"job-{self.submitted}")
         said: Observation = Alive(Phase.PENDING if self.queueing else Phase.RUNNING, "n1")
         if self.failing:
             said = Gone(EndReason.FAILED, 3, "the prolog failed")
@@ -197,7 +198,7 @@ async def compose(config_file: Path, hub: Hub) -> AsyncIterator[Service]:
     ports = Ports(
         store, LocalWakeups(clock), clock, SystemChoices(), hub, tunnels, vault, vault, {SystemName("alpha"): entry}
     )
-    runner = Runner(ports, Limits(), "test")
+    runner = Runner(ports, Limits(per_user=100), "test")
     service = Service("hub", runner, vault, store, lambda user: choices(CATALOG, user, clock.now()), clock, directory)
     if worlds:  # the world outlives the Hub
         system.jobs, tunnels.paths = worlds[-1].system.jobs, worlds[-1].tunnels.paths

@@ -159,6 +159,7 @@ def settings(**changes: object) -> list[str]:
         "allow_named_servers": True,
         "concurrent_spawn_limit": 0,
         "proxy": SimpleNamespace(should_start=True),
+        "last_activity_interval": 300,
         "http_timeout": 60,
         "start_timeout": 86_400,
         "poll_interval": 30,
@@ -187,6 +188,13 @@ def test_a_setting_that_hurts_is_named_with_what_to_write(name: str, value: obje
     (warning,) = settings(**{name: value})
     assert name in warning
     assert "c." in warning
+
+
+def test_a_proxy_of_its_own_has_to_get_its_routes_back() -> None:
+    """The Hub starts a proxy of its own again by itself; another one it looks at when it asks for activity."""
+    (warning,) = settings(proxy=SimpleNamespace(should_start=False))
+    assert "last_activity_interval" in warning
+    assert settings(proxy=SimpleNamespace(should_start=False), last_activity_interval=30) == []
 
 
 def test_the_written_configuration_is_python_and_has_no_bad_setting() -> None:

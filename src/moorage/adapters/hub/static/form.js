@@ -8,6 +8,9 @@ const frame = document.getElementById("moorage-form");
 const start = document.getElementById("moorage-start");
 const RESOURCES = ["nodes", "cores", "memory_mib", "gpus", "walltime_s"];
 const LISTS = ["kernels", "extensions"];
+const LOOK_MS = 20000;
+let loads = {};
+let loadsAt = 0;
 let presets = kept;
 let choice = {};
 let because = "";
@@ -187,13 +190,44 @@ function draw() {
     select("system", lists.system, choice.system), notice(system_?.notice), ...planned,
     several("account") ? select("account", lists.account, choice.account) : null,
     several("project") ? select("project", lists.project, choice.project) : null,
-    several("partition") ? select("partition", lists.partition, choice.partition) : null,
+    several("partition") ? select("partition", lists.partition, choice.partition, [el("span", { id: "moorage-load" })]) : null,
     resources.length ? el("fieldset", {}, el("legend", { class: "h5" }, t("form.resources")), el("div", { class: "row" }, ...resources)) : null,
     lists.reservation.length ? select("reservation", reservations, choice.reservation) : null,
     ticks("kernels", lists.kernels), ticks("extensions", lists.extensions),
   ];
   frame.replaceChildren(...children.filter(Boolean));
+  drawLoad();
   start.disabled = nothing;
+}
+
+// How full it is ------------------------------------------------------------------------------------------------------
+
+function loadOf(partition) {
+  return loads[choice.system]?.partitions[partition];
+}
+
+/** The load of the chosen partition with its age, and that of the others in the list. */
+function drawLoad() {
+  const place = document.getElementById("moorage-load");
+  if (!place) return;
+  const load = loadOf(choice.partition);
+  const age = loads[choice.system] ? loads[choice.system].age_s * 1000 + Date.now() - loadsAt : 0;
+  place.textContent = !load ? "" : load.up
+    ? t("form.load", { free: load.free, nodes: load.nodes, age: age < 120000 ? `${Math.round(age / 1000)} s` : duration(age) }) : t("form.load_down");
+  for (const option of document.querySelectorAll("#moorage-partition option")) {
+    const other = loadOf(option.value);
+    const each = named(choice.lists.partition, option.value);
+    if (other && each) option.textContent = `${label(each)} · ${other.up ? t("form.load_short", { free: other.free, nodes: other.nodes }) : t("form.load_down")}`;
+  }
+}
+
+async function look() {
+  if (document.hidden) return;
+  try {
+    loads = await call("GET", api("users", user, "load"));
+    loadsAt = Date.now();
+    drawLoad();
+  } catch { /* the form works without */ }
 }
 
 function changed(event) {
@@ -282,4 +316,7 @@ document.getElementById("spawn_form").addEventListener("submit", (event) => {
   if (wrong) { event.preventDefault(); wrong.focus(); return; }
   start.disabled = true;
 });
+look();
+setTimeout(look, 2000); // the first look asks, this one sees
+setInterval(look, LOOK_MS);
 window.addEventListener("pageshow", () => { start.disabled = !choice.partition_; });
