@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shlex
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ def command(
     done = [_watched(task, seed, not (as_json or digest))] if seeds == 1 else _many(task, numbers, jobs)
     if trace is not None:
         trace.write_text("".join(line + "\n" for line in done[0].trace), "utf-8")
-    _print(done, digest, as_json)
+    _print(done, digest, as_json, scenario)
     return Exit.FINE if all(result.broken is None for result in done) else Exit.WRONG
 
 
@@ -138,6 +139,9 @@ class Picture:
         head = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=now.lasts_s, completed=min(now.virtual_s, now.lasts_s), width=30)
         head.add_row(f"{_clock(now.virtual_s)} of {_clock(now.lasts_s)}", bar, "healed" if now.healed else "")
+        if now.broken:
+            searching = f"broken: {now.broken.replace('_', ' ')}; looking for the shortest story that shows it"
+            return Group(head, searching)
         counts = f"{now.asked} sessions asked for, {now.faults_fired} faults, {now.checked} checks"
         shown = table("SYSTEM", *_STATES.values())
         for name, states in sorted(now.systems.items()):
@@ -223,7 +227,7 @@ def _hush() -> None:
 # Results ---------------------------------------------------------------------------------------------------------
 
 
-def _print(done: list["Result"], digest: bool, as_json: bool) -> None:
+def _print(done: list["Result"], digest: bool, as_json: bool, scenario: str) -> None:
     if digest and not as_json:
         for result in done:
             click.echo(f"{result.seed} {result.digest}")
@@ -236,7 +240,7 @@ def _print(done: list["Result"], digest: bool, as_json: bool) -> None:
         _print_many(done)
     for result in done:
         if result.broken is not None and not as_json:
-            _print_broken(result)
+            _print_broken(result, scenario)
 
 
 def _print_one(result: "Result") -> None:
@@ -251,7 +255,8 @@ def _print_one(result: "Result") -> None:
         shown.add_row(f"ended: {cause.replace('_', ' ')}", str(count))
     for what, times in (("wait until running", said["wait"]), ("start until ready", said["start"])):
         shown.add_row(what, _times(times))
-    shown.add_row("remote calls", f"{calls['total']}, {_number(calls['per_session_hour'])} per session-hour")
+    per_hour = "" if calls["per_session_hour"] is None else f", {calls['per_session_hour']:.2f} per session-hour"
+    shown.add_row("remote calls", f"{calls['total']}{per_hour}")
     fired = ", ".join(f"{name} {count}" for name, count in said["faults_fired"].items())
     shown.add_row("faults fired", fired or "none")
     shown.add_row("invariants", f"{len(result.invariants)}, checked {result.checked} times")
@@ -264,10 +269,6 @@ def _times(times: dict[str, Any]) -> str:
     if not times["count"]:
         return "nobody got that far"
     return f"median {times['median_s']:.1f} s, 95th percentile {times['p95_s']:.1f} s, longest {times['max_s']:.1f} s"
-
-
-def _number(value: float | None) -> str:
-    return "no" if value is None else f"{value:.2f}"
 
 
 def _speed(result: "Result") -> str:
@@ -307,11 +308,14 @@ def _summary(done: list["Result"]) -> dict[str, Any]:
     }
 
 
-def _print_broken(result: "Result") -> None:
+def _print_broken(result: "Result", scenario: str) -> None:
     assert result.broken is not None
-    click.echo(f"\nBroken with seed {result.seed}: {result.broken.invariant.replace('_', ' ')}")
-    click.echo(f"  {result.broken.sentence}")
-    for line in result.broken.story:
+    broken = result.broken
+    click.echo(f"\nBroken with seed {result.seed}: {broken.invariant.replace('_', ' ')}, at {_clock(broken.at_s)}")
+    click.echo(f"  {broken.sentence}")
+    if broken.story:
+        click.echo("  the shortest story found, of a run with as few people and faults as show it:")
+    for line in broken.story:
         click.echo(f"  | {line}")
-    told = "" if result.faults_from == "scenario" else f" --faults {result.faults_from}"
-    click.echo(f"  again: moorage sim run {result.scenario} --seed {result.seed}{told}")
+    told = "" if result.faults_from == "scenario" else f" --faults {shlex.quote(result.faults_from)}"
+    click.echo(f"  again: moorage sim run {shlex.quote(scenario)} --seed {result.seed}{told}")

@@ -617,6 +617,23 @@ def ready_decays(world: "World") -> Iterator[tuple[str, SessionId]]:
             continue  # while nothing of it can be saved nothing is decided, and the doubt waits with everything else
         if world.relay.far_end(id_) is None and now - stored.session.state.since > limit_ms:
             yield f"it is called ready; nothing has come through for {(now - path.good_at) // 1000} s", id_
+    yield from _ready_without_any(world, min(calm_ms, world.loop.now_ms + EPOCH_MS - world.faults.last.get("net", 0)))
+
+
+def _ready_without_any(world: "World", calm_ms: int) -> Iterator[tuple[str, SessionId]]:
+    """Sessions that are called ready although the relay has had no path of theirs for long."""
+    for id_ in world.shelf.open:
+        session = world.shelf.sessions[id_].session
+        if id_ in world.relay.paths or not isinstance(session.state, Ready):
+            continue
+        timeouts, state = session.spec.timeouts, session.state
+        limit_ms = int(1000 * (timeouts.probe_stale_s + 3 * timeouts.probe_fresh_s + timeouts.call_s)) + 15_000
+        unsaved = world.loop.now_ms - world.shelf.failed_for.get(id_, -limit_ms) < limit_ms
+        if calm_ms > limit_ms and world.now() - state.since > limit_ms and not unsaved:
+            yield (
+                f"it is called ready for {(world.now() - state.since) // 1000} s and the relay has no path for it",
+                id_,
+            )
 
 
 def repair_is_bounded(world: "World") -> Iterator[tuple[str, SessionId]]:
@@ -868,7 +885,8 @@ class Invariants:
     def broken(self, invariant: str, sentence: str, session: SessionId | None) -> None:
         """Keep the first; what follows from it is of no interest."""
         if self.world.broken is None:
-            self.world.note(f"BROKEN {invariant}: {sentence}")
+            about = f"session {session}: " if session else ""
+            self.world.note(f"BROKEN {invariant}: {about}{sentence}")
             self.world.broken = Broken(invariant, sentence, session, self.world.loop.now_ms)
             self.world.loop.stop()
 

@@ -43,14 +43,17 @@ class Snapshot:
     faults_fired: int
     checked: int
     healed: bool
+    broken: str = ""
+    """The invariant that did not hold; a shorter story of it is being looked for."""
 
 
 @frozen
 class Broken:
-    """An invariant that did not hold: which, in one sentence, and the shortest story found that shows it."""
+    """An invariant that did not hold: which, in one sentence, when, and the shortest story found that shows it."""
 
     invariant: str
     sentence: str
+    at_s: float = 0.0
     story: tuple[str, ...] = ()
 
 
@@ -140,6 +143,7 @@ class Result:
             broken = {
                 "invariant": self.broken.invariant,
                 "sentence": self.broken.sentence,
+                "at_s": self.broken.at_s,
                 "story": list(self.broken.story),
             }
         return {

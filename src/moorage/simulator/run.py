@@ -19,6 +19,7 @@ from .report import Broken, Result, Snapshot, Tally, Times
 from .scenario import Burst, Poisson, Scenario, Storm, WorkingDay, load_faults
 from .site import Habits
 from .storms import STORMS
+from .story import story_of
 from .users import NAMES, Crowd, Visit
 from .world import SystemPlan, World, WorldPlan
 
@@ -28,9 +29,13 @@ OnProgress = Callable[[Snapshot], None]
 LIGHT = 0.003
 """Probability per opportunity of every kind of fault under `light`."""
 
-STORY_LINES = 80
-SHRINK_RUNS = 40
-"""Most further runs in the search for a shorter story."""
+STORY_LINES = 60
+SHRINK_RUNS = 60
+SHRINK_CPU_S = 120.0
+"""Most further runs, and seconds of processor time, in the search for a shorter story."""
+
+AFTERWARDS_MS = 600_000
+"""A run of that search ends so long after the first one broke: what breaks later is another story."""
 
 
 def run_scenario(
@@ -49,10 +54,19 @@ def run_scenario(
         keep_trace: Whether the result carries what happened, line by line.
     """
     run = _Run(scenario, seed, _trouble(scenario, seed, faults))
-    result = run.once(keep_trace, on_progress)
+    latest: list[Snapshot] = []
+
+    def watch(snapshot: Snapshot) -> None:
+        latest[:] = [snapshot]
+        if on_progress is not None:
+            on_progress(snapshot)
+
+    result = run.once(keep_trace, None if on_progress is None else watch)
     if result.broken is None:
         return result
-    return evolve(result, broken=evolve(result.broken, story=tuple(run.story())))
+    if on_progress is not None and latest:
+        on_progress(evolve(latest[0], broken=result.broken.invariant))
+    return evolve(result, broken=evolve(result.broken, story=tuple(run.story(result.broken))))
 
 
 @frozen
@@ -99,7 +113,17 @@ class _Run:
         decider: Decider | None = None,
         visits: Sequence[Visit] | None = None,
         fired: list[Fired] | None = None,
+        until_ms: int | None = None,
     ) -> Result:
+        """
+        One run.
+
+        Args:
+            decider: Decides about faults, instead of what the trouble says.
+            visits: Who comes, instead of what the scenario says.
+            fired: Gets the faults that fired.
+            until_ms: Ends there, if that is before the end, without the question whether all comes to rest.
+        """
         began, cpu = time.perf_counter(), time.process_time()
         source = Seeded(self.seed)
         tally = Tally()
@@ -111,7 +135,9 @@ class _Run:
             doings = [crowd.come(), *self._storms(world)]
             if on_progress is not None:
                 doings.append(self._progress(world, tally, on_progress))
-            broken = _told(world.run(doings, int(self.scenario.lasts * 1000)))
+            lasts_ms = int(self.scenario.lasts * 1000)
+            ends_ms = lasts_ms if until_ms is None else min(until_ms, lasts_ms)
+            broken = _told(world.run(doings, ends_ms, settle=ends_ms == lasts_ms))
             if fired is not None:
                 fired.extend(world.faults.fired)
         result = self._result(world, tally, broken)
@@ -185,7 +211,7 @@ class _Run:
             crashes=world.crashes,
             checked=0 if checks is None else checks.count,
             invariants=[check.__name__ for check in (*DECISIONS, *LOOKS)] + sorted(checks.checked if checks else ()),
-            virtual_s=world.loop.now_ms / 1000,
+            virtual_s=world.loop.now_ms / 1000 if broken is None else broken.at_s,
             real_s=0.0,
             cpu_s=0.0,
             callbacks=world.loop.callbacks,
@@ -196,44 +222,44 @@ class _Run:
 
     # A shorter story --------------------------------------------------------------------------------------------------
 
-    def story(self) -> list[str]:
+    def story(self, broken: Broken) -> list[str]:
         """
         What happened to the session whose invariant broke, in the shortest run found that breaks the same.
 
-        Faults are dropped by halves, then people, as long as the same invariant still breaks.
+        People are dropped by halves, then faults, as long as the same invariant still breaks.
         """
-        fired: list[Fired] = []
-        best = self.once(keep_trace=True, fired=fired)
-        search = _Search(self, _name(best), best, SHRINK_RUNS)
+        until_ms = int(broken.at_s * 1000) + AFTERWARDS_MS
+        best = self.once(keep_trace=True, until_ms=until_ms)
+        search = _Search(broken.invariant, best, SHRINK_RUNS, time.process_time() + SHRINK_CPU_S)
         visits = search.fewer(
             visits_of(self.scenario, Seeded(self.seed)),
-            lambda part: self.once(True, visits=part),
+            lambda part: self.once(True, visits=part, until_ms=until_ms),
         )
         # Other people make other opportunities; so the faults are taken from the run that is left.
-        fired.clear()
-        self.once(keep_trace=True, visits=visits, fired=fired)
+        fired: list[Fired] = []
+        self.once(keep_trace=True, visits=visits, fired=fired, until_ms=until_ms)
         search.fewer(
             [(each.name, each.opportunity) for each in fired],
-            lambda part: self.once(True, decider=Script(frozenset(part)), visits=visits),
+            lambda part: self.once(True, decider=Script(frozenset(part)), visits=visits, until_ms=until_ms),
         )
-        return _story(search.best)
+        return story_of(search.best.trace)
 
 
 @define
 class _Search:
     """Looks for a shorter run that breaks the same invariant."""
 
-    run: _Run
     invariant: str
     best: Result
     runs: int
+    until_cpu_s: float
 
     def fewer(self, items: Sequence[Item], again: Callable[[Sequence[Item]], Result]) -> Sequence[Item]:
         """What is left after parts were dropped, halves first, as long as the same invariant breaks."""
         step = (len(items) + 1) // 2
         while step:
             for start in range(0, len(items), step):
-                if self.runs == 0:
+                if self.runs == 0 or time.process_time() > self.until_cpu_s:
                     return items
                 self.runs -= 1
                 part = [*items[:start], *items[start + step :]]
@@ -250,31 +276,11 @@ def _name(result: Result) -> str:
     return "" if result.broken is None else result.broken.invariant
 
 
-def _story(result: Result) -> list[str]:
-    """The lines about the session in question, and about what happened to everybody."""
-    assert result.broken is not None
-    last = result.trace[-STORY_LINES * 50 :]
-    words = next((line for line in last if " BROKEN " in line), "").split()
-    ids = [word.strip(".,:;") for word in words if len(word.strip(".,:;")) == 26]
-    about = [
-        line
-        for line in last
-        if any(id_ in line for id_ in ids)
-        or " process " in line
-        or " storm " in line
-        or " BROKEN " in line
-        or line.endswith("healed")
-        or " fault " in line
-    ]
-    end = next((number for number, line in enumerate(about) if " BROKEN " in line), len(about) - 1)
-    return about[max(0, end + 1 - STORY_LINES) : end + 1]
-
-
 def _told(found: InvariantBroken | None) -> Broken | None:
     if found is None:
         return None
     about = f"session {found.session}: " if found.session else ""
-    return Broken(found.invariant, f"{about}{found.sentence}")
+    return Broken(found.invariant, f"{about}{found.sentence}", found.at_ms / 1000)
 
 
 # Who comes ------------------------------------------------------------------------------------------------------------

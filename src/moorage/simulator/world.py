@@ -516,8 +516,13 @@ class World:
         while True:
             runner = await self.alive()
             self.choices.who = f"{request.key.hub}/{request.key.owner}/{request.key.name}"
+            last = self.shelf.keys.get(request.key)
+            ending = last is not None and isinstance(self.shelf.sessions[last].session.state, Stopping | Ended)
             try:
-                return await runner.start(request)
+                session = await runner.start(request)
+                if session == last and ending:
+                    self.report("a_start_is_never_lost", "a start got a session that was ending already", session)
+                return session
             except (StoreError, asyncio.CancelledError):
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():

@@ -132,13 +132,14 @@ def test_a_broken_invariant_is_told_with_its_story(
 
     def broken(*args: Any, **kwargs: Any) -> Result:
         story = ("10 submit", "20 submit again")
-        return evolve(original(*args, **kwargs), broken=Broken("never_two_live_jobs", "two jobs live", story))
+        return evolve(original(*args, **kwargs), broken=Broken("never_two_live_jobs", "two jobs live", 754.0, story))
 
     monkeypatch.setattr(module, "run_scenario", broken)
     assert run(["sim", "run", scenario, "--seed", "9", "--faults", "none"]) == Exit.WRONG
     shown = capsys.readouterr().out
-    assert "Broken with seed 9: never two live jobs\n  two jobs live\n  | 10 submit\n  | 20 submit again\n" in shown
-    assert "again: moorage sim run an-hour --seed 9 --faults none" in shown
+    assert "Broken with seed 9: never two live jobs, at 0:12:34\n  two jobs live\n" in shown
+    assert "\n  | 10 submit\n  | 20 submit again\n" in shown
+    assert f"again: moorage sim run {scenario} --seed 9 --faults none" in shown, "the very words that were typed"
     assert run(["sim", "run", scenario, "--json"]) == Exit.WRONG
     assert told(capsys)["broken"]["invariant"] == "never_two_live_jobs"
 
