@@ -280,6 +280,24 @@ def test_what_a_probe_met_is_told_once() -> None:
         assert life.state.due == life.now + min(5000, max(250, (life.now - life.state.since) // 4))
 
 
+def test_a_path_to_a_lab_that_is_not_up_yet_is_only_probed() -> None:
+    """Until a probe gets no answer: then nobody knows whether the path still leads anywhere."""
+    life = Life().connecting()
+    life.take(events.TunnelOpened(life.state.asked, ROUTE))
+    life.take(events.Probed(life.state.asked, good=False, note="starting", proven=True))
+    for _ in range(2):
+        life.wake()
+        probe = life.last(effects.Probe)
+        assert life.new == [probe]
+        assert (life.state.asked, life.state.due, life.state.route) == (probe.number, at(life, 60), ROUTE)
+        life.take(events.Probed(probe.number, good=False, note="starting", proven=True), after_s=1)
+    life.wake()
+    life.take(events.EffectFailed(life.last(effects.Probe), Failure(FailureKind.UNANSWERED)))
+    assert life.state.route is None
+    life.wake()
+    assert life.kinds() == {"OpenTunnel"}
+
+
 def test_no_path_says_so() -> None:
     life = Life().connecting()
     while not isinstance(life.state, Stopping):
@@ -440,6 +458,9 @@ def test_an_absent_job_that_has_to_go_is_looked_up_again_soon() -> None:
     life = lost()
     life.take(events.StopAsked())
     assert residue(life, Left.JOB, None).due == at(life, 60)
+    assert life.last(effects.Find) == effects.Find(
+        a_spec().id, 1, residue(life, Left.JOB, None).asked, tag_of(a_spec(), 1)
+    )
     life.take(events.Found(1, life.now, ()))
     assert residue(life, Left.JOB, None).due == at(life, 10)
 
