@@ -429,7 +429,7 @@ def _disagreements(plan: LaunchPlan, wrong: set[str]) -> Iterator[Problem]:
     if "command" not in wrong:
         if not plan.command or not plan.command[0] or plan.command[0].startswith("-"):
             yield Problem("command", "names no program", "a program, then its arguments")
-        place = {"unix": "{socket}", "tcp": "{port}"}.get(plan.lab.listen, "") if "lab" not in wrong else ""
+        place = {"unix": "{socket}", "tcp": "{port}"}[plan.lab.listen] if "lab" not in wrong else ""
         if place and not any(place in item for item in plan.command):
             yield Problem("command", f"does not hold {place}", f"{place} where the lab is told its {place[1:-1]}")
     if "directory" not in wrong and (

@@ -12,6 +12,7 @@ import pytest
 
 from moorage.core.plan import (
     LAUNCHER_NAME,
+    PLAN_LIMIT,
     SCRIPT,
     SECRETS_LIMIT,
     GatePort,
@@ -142,6 +143,18 @@ def test_the_directory_does_not_leave_its_root(bad):
 
 def test_a_plan_of_more_than_a_mebibyte_is_refused():
     assert set(problems_of(environment=tuple((f"V{n}", "ü" * 30_000) for n in range(10)))) == {"plan"}
+    rest = PLAN_LIMIT - len(render(a_plan(environment=(("V", ""),)), LaunchSecrets(Secret(KEY))).plan)
+    fill = [("V", "")]
+    while rest > 0:
+        name = f"W{len(fill):02}"
+        overhead = len(json.dumps({name: ""}, indent=2)) - len("{\n\n}") + len(",\n")
+        size = min(30_000, rest - overhead)
+        fill.append((name, "x" * size))
+        rest -= size + overhead
+    assert len(render(a_plan(environment=tuple(fill)), LaunchSecrets(Secret(KEY))).plan) == PLAN_LIMIT
+    fill[-1] = (fill[-1][0], fill[-1][1] + "x")
+    with pytest.raises(PlanError, match=r"^plan: has 1048577 bytes as JSON; expected at most 1048576$"):
+        a_plan(environment=tuple(fill))
 
 
 # What is said, word by word, because operators and users read it ------------------------------------------------------
@@ -239,9 +252,11 @@ RESERVED = "another name: shells execute or split by this one, or it is the laun
             "gate.port_last: does not fit gate.port_first; expected two ports in order, or twice 0",
         ),
         ({"gate": None}, "gate: is missing; expected GatePort"),
+        ({"gate": 7}, "gate: is of type int; expected GatePort"),
+        ({"command": 7}, "command: is of type int; expected a tuple"),
         ({"lab": Lab(listen="udp")}, "lab.listen: does not fit (3 characters); expected unix or tcp"),
     ],
-    ids=range(38),
+    ids=range(40),
 )
 def test_what_is_said_about_a_wrong_value(changes, said):
     with pytest.raises(PlanError) as caught:
@@ -374,24 +389,41 @@ def test_the_directives_are_the_typed_values():
     assert [line for line in script.split("\n") if not line.startswith("#SBATCH")] == SCRIPT.split("\n")
 
 
+NO_JSON = "plan: is no JSON that we can read; expected one JSON object"
+NO_VERSION = "version: is another one or missing; expected 1"
+RENDERED = render(a_plan(), LaunchSecrets(Secret(KEY))).plan
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        "",
-        "[]",
-        "{",
-        '{"version": 1, "version": 1}',
-        '{"version": 2}',
-        "[" * 10_000,
-        "x" * (2 << 20),
-        b"\xff",
-        "1" * 5000,
+        ("", NO_JSON),
+        ("{", NO_JSON),
+        ("[" * 10_000, NO_JSON),
+        (b"\xff", NO_JSON),
+        ("1" * 5000, NO_JSON),
+        ('{"version": 1, "version": 1}', NO_JSON),
+        (RENDERED.replace('"attempt": 1', '"attempt": 2, "attempt": 1'), NO_JSON),
+        ("[]", NO_VERSION),
+        ("{}", NO_VERSION),
+        ('{"version": 2}', NO_VERSION),
+        ("x" * (PLAN_LIMIT + 1), "plan: has 1048577 bytes; expected at most 1048576"),
     ],
-    ids=lambda text: repr(text)[:16],
+    ids=range(11),
 )
-def test_what_is_no_plan_is_refused_in_words(text):
-    with pytest.raises(PlanError):
+def test_what_is_no_plan_is_refused_in_words(text, said):
+    with pytest.raises(PlanError) as caught:
         parse_plan(text)
+    assert str(caught.value) == said
+
+
+def test_a_plan_file_for_people_and_of_any_length_that_is_allowed():
+    """One member per line; it may be as long as the limit, and need not say where its secret is."""
+    assert RENDERED.split("\n")[:3] == ["{", ' "tag": "m0moorageabc0001",', ' "attempt": 1,']
+    assert parse_plan(RENDERED + " " * (PLAN_LIMIT - len(RENDERED))) == a_plan()
+    document = json.loads(RENDERED)
+    del document["secret_file"]
+    assert parse_plan(json.dumps(document)) == a_plan()
 
 
 def test_a_changed_plan_file_names_every_wrong_member():
