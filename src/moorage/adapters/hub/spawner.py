@@ -78,6 +78,8 @@ class MoorageSpawner(Spawner):
 
     _let_go: bool = False
     _resumed_at: float | None = None
+    _patience_s: int | None = None
+    """What `http_timeout` was before it was shortened for an address at which nobody answers."""
     _asked: "asyncio.Task[SessionId] | None" = None
     _seen: ClassVar[dict[str, float]] = {}
 
@@ -122,6 +124,8 @@ class MoorageSpawner(Spawner):
         """
         texts, began = self.texts(), time.monotonic()
         self._let_go, self.will_resume = False, False
+        if self._patience_s is not None:
+            self.http_timeout, self._patience_s = self._patience_s, None
         service = await self._wait_for_service(texts)
         try:
             await self._ask(service, texts)
@@ -245,11 +249,10 @@ class MoorageSpawner(Spawner):
         fallback = str(self.server.url) if self.server else ""
         try:
             service = await registry.wait()
-            if await self._find(service) is None:
-                return fallback
-            session = await self._until_ready(service)
-            if isinstance(session.state, Ended):
-                self.http_timeout = 1  # nobody will answer; the Hub cleans up after that
+            # None: the Hub was killed after it noted the server and before the session was asked for.
+            session = await self._until_ready(service) if await self._find(service) is not None else None
+            if session is None or isinstance(session.state, Ended):
+                self._patience_s, self.http_timeout = self.http_timeout, 1  # nobody will answer; then the Hub cleans up
                 return fallback
             await self._use_token_of_the_job(service)
             await self.remember_token()

@@ -32,6 +32,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
         "unit/adapters/hub/test_spawner.py::test_after_a_restart_of_the_hub_the_session_is_there_again",
         "unit/adapters/hub/test_spawner.py::test_a_start_that_was_under_way_when_the_hub_died_is_waited_for_again",
         "unit/adapters/hub/test_faults.py::test_a_stop_that_was_under_way_when_the_hub_died_goes_on",
+        "unit/adapters/hub/test_faults.py::test_a_server_whose_session_was_never_asked_for_is_gone_after_a_restart",
         "e2e/test_browser.py::test_a_kernel_counts_on_while_the_hub_is_killed",
     ),
     "F-H2 an older database, or an empty one": (
@@ -199,6 +200,26 @@ async def test_a_stop_that_was_under_way_when_the_hub_died_goes_on(
     await ended(again, session.id)
     assert again.world.system.alive == 0
     await until(lambda: not again.spawner("alice").active)
+
+
+async def test_a_server_whose_session_was_never_asked_for_is_gone_after_a_restart(
+    start_hub: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the Hub's note and ours: the user can start it at once, with the usual patience."""
+    hub = await start_hub(MoorageSpawner__http_timeout=30)
+    hub.app.tornado_application.settings["slow_spawn_timeout"] = 0
+
+    async def hangs(*_args: object) -> object:
+        return await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(hub.world.runner), "start", hangs)
+        await started(hub)
+        await stop_hub(hub, harsh=True)
+    again = await start_hub(MoorageSpawner__http_timeout=30)
+    await until(lambda: not again.spawner("alice").active)
+    assert await started(again) == 201
+    assert again.spawner("alice").http_timeout == 30
 
 
 async def test_with_an_empty_database_a_session_waits_for_its_owner(start_hub: Start, tmp_path: Path) -> None:
