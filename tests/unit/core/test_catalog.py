@@ -552,11 +552,24 @@ def test_configured_accounts_and_projects_go_together_as_configured() -> None:
     assert (inner.account, inner.project, inner.partition) == ("staff", "inner", "gpu")
 
 
-def test_a_project_that_is_granted_twice_may_use_all_that_any_grant_says() -> None:
-    system = SystemOffer(partitions={"batch": BATCH, "gpu": BATCH})
-    some = catalog(system, rights=(Right("hpc", FORM), Right("all", "{account},{system},{project}")))
-    user = User("me", attributes={"hpc": ("a,juniper_batch,p",), "all": ("a,juniper,p",)})
-    assert chosen(some, {"partition": "gpu"}, user).partition == "gpu"
+@pytest.mark.parametrize(
+    ("values", "open_ones"),
+    [
+        (("a,juniper_batch,p", "a,juniper_gpu,p"), {"batch", "gpu", "login"}),
+        (("a,juniper_batch,p", "a,juniper_gpu,q"), {"batch", "login"}),
+        (("a,juniper_batch,p", "a,juniper,p"), {"batch", "gpu", "big", "login"}),
+        (("a,juniper,p", "a,juniper_batch,p"), {"batch", "gpu", "big", "login"}),
+    ],
+    ids=range(4),
+)
+def test_a_project_that_is_granted_twice_may_use_all_that_any_grant_says(
+    values: tuple[str, ...], open_ones: set[str]
+) -> None:
+    system = SystemOffer(partitions={"batch": BATCH, "gpu": BATCH, "big": BATCH, "login": LOGIN})
+    rights = tuple(Right(value, FORM if "_" in value else "{account},{system},{project}") for value in values)
+    user = User("me", attributes={value: (value,) for value in values})
+    (account,) = choices(catalog(system, rights=rights), user, NOW).systems[0].accounts
+    assert {each.name for each in account.projects[0].partitions if each.why_not is None} == open_ones
 
 
 # When ------------------------------------------------------------------------------------------------------------
