@@ -89,7 +89,7 @@ def _asked(system: str, service: str | None, pairs: tuple[str, ...]) -> dict[str
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise click.UsageError(f"--option {pair}: NAME=VALUE is expected")
+            raise click.UsageError(f"--option {pair[:60]}: NAME=VALUE is expected")
         several = name in ("kernels", "extensions")
         asked[name] = [each for each in value.split(",") if each] if several else value
     return asked

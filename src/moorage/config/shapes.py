@@ -117,7 +117,12 @@ class TextShape:
         if not isinstance(node.value, str):
             shown = found or quoted(node.text)
             return place.wrong(node, f"{self.expected}, in quotes", f"{shown} without quotes")
-        return self.convert(node.text) if self.fits(node.text) else place.wrong(node, self.expected, found)
+        if self.fits(node.text):
+            return self.convert(node.text)
+        most = _LONGEST_TEXT if self.form is None else self.form.most
+        # Of a text that is too long, only its beginning is shown, and that looks as it should.
+        long = f"; at most {most} characters, not {len(node.text)}" if len(node.text) > most else ""
+        return place.wrong(node, self.expected + long, found)
 
     @property
     def is_private(self) -> bool:

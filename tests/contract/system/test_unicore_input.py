@@ -158,7 +158,7 @@ def made(config: UnicoreConfig, **context: object) -> UnicoreSystem:
 )
 async def test_an_unverified_site_is_for_the_simulator_only(config: UnicoreConfig) -> None:
     for context in ({}, {"simulation": False}):
-        with pytest.raises(ValueError, match="simulated sites only"):
+        with pytest.raises(Refused, match="simulated sites only"):
             made(config, **context)
     await made(config, simulation=True).close()
 

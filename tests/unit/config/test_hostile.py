@@ -44,6 +44,7 @@ CORPUS: list[tuple[str, bytes, str]] = [
     ("deep keys", b"? " * 300_000, f"at most {DEPTH_LIMIT} levels"),
     ("wide list", b"[" + b"1," * 500_000 + b"]", "too many keys and values"),
     ("many anchors", b"[" + b"&a x," * 150_000 + b"]", "too many keys and values"),
+    ("long text", b"deployment: " + b"x" * 5_000, "at most 1000 characters, not 5000"),
     ("too big", b"x" * (FILE_LIMIT + 1), "at most 1 MiB per file"),
     ("100 MB", b"# nothing\n" * 10_000_000, "at most 1 MiB per file"),
     ("object tag", b"systems: !!python/object/apply:os.system [touch /tmp/x]", "the tag"),

@@ -24,7 +24,7 @@ from pyunicore.credentials import Anonymous, Credential
 from moorage.core.model import NOTE_LIMIT, Owner, SystemName
 from moorage.core.secret import Secret
 from moorage.core.timeouts import Timeouts
-from moorage.ports.errors import Malformed, PortError, Unanswered, Unauthorised, Unreachable
+from moorage.ports.errors import Malformed, PortError, Refused, Unanswered, Unauthorised, Unreachable
 
 from .config import UnicoreConfig
 from .rights import Rights
@@ -48,12 +48,12 @@ def tls_context(config: UnicoreConfig, *, simulation: bool) -> ssl.SSLContext:
     How the site's certificate is checked.
 
     Raises:
-        ValueError: Verification was to be left out, or credentials to go in clear text, outside the simulator.
+        Refused: Verification was to be left out, or credentials to go in clear text, outside the simulator.
     """
     plain = config.url.startswith("http://")
     if (config.insecure or plain) and not simulation:
         what = "an address without TLS" if plain else "insecure: true"
-        raise ValueError(f"{what} is for simulated sites only; give ca_file if the site has its own authority")
+        raise Refused(f"{what} is for simulated sites only; give ca_file if the site has its own authority")
     context = ssl.create_default_context(cafile=config.ca_file)
     if config.insecure:
         context.check_hostname = False

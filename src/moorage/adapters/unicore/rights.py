@@ -139,7 +139,9 @@ def _revealed(reference: SecretRef, system: SystemName) -> str:
     """The password, read when it is first needed and again when the site refuses it."""
     try:
         text = os.environ[reference.env or ""] if reference.env else Path(reference.file or "").read_text("utf-8")
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        place = f"variable {reference.env}" if reference.env else f"file {reference.file}"
-        raise Unreachable(f"{system}: the password cannot be read from {place} ({type(error).__name__})") from error
+    except KeyError as error:
+        raise Unreachable(f"{system}: the password cannot be read: variable {reference.env} is not set") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise Unreachable(f"{system}: the password cannot be read from file {reference.file}: {why}") from error
     return text.rstrip("\r\n")

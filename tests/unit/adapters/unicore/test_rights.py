@@ -139,6 +139,22 @@ async def test_a_newer_token_is_not_thrown_away_for_an_older_refusal(rights: Rig
     assert issuer.asked == 2
 
 
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (SecretRef(env="NO_SUCH_VARIABLE"), "variable NO_SUCH_VARIABLE is not set"),
+        (SecretRef(file="/no/such/file"), "from file /no/such/file: No such file or directory"),
+    ],
+)
+async def test_a_password_that_is_not_there_is_said_in_words(
+    clock: Clock, issuer: Issuer, reference: SecretRef, said: str
+) -> None:
+    login = BasicLogin(kind="basic", username="hub", password=reference)
+    rights = Rights(SystemName("s"), UnicoreConfig(url=URL, credentials=login), issuer, clock)
+    with pytest.raises(Unreachable, match=said):
+        await rights.header(ALICE)
+
+
 async def test_a_password_is_read_when_it_is_needed_and_again_when_it_is_refused(
     clock: Clock, issuer: Issuer, tmp_path: Path
 ) -> None:
