@@ -27,7 +27,7 @@ from paramiko.ssh_exception import AuthenticationException, ChannelException, SS
 from moorage.core.timeouts import Timeouts
 from moorage.ports.errors import Malformed, Overloaded, PortError, Refused, Unanswered, Unauthorised, Unreachable
 
-from .hosts import Hosts, LoginConfig
+from .hosts import Hosts, LoginConfig, refuse_expired
 from .translate import shell_line
 
 ANSWER_LIMIT = 32 << 20
@@ -202,6 +202,7 @@ class Login:
         now = time.monotonic()
         if why := self.hosts.closed(now):
             raise Unauthorised(f"{self.name}: no login before the pause is over; {why}")
+        refuse_expired(self.config, time.time())
         last: PortError = Unreachable(f"{self.name}: all login nodes failed a moment ago")
         for host in self.hosts.due(now):
             try:

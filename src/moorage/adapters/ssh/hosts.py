@@ -6,7 +6,9 @@ Everything here is pure: time is an argument, chance is a `random.Random` that t
 
 import base64
 import hashlib
+import math
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Annotated
@@ -16,7 +18,7 @@ from attrs import define, field, frozen
 
 from moorage.config.fields import Misfit, Text, doc
 from moorage.core.model import Endpoint
-from moorage.ports.errors import Refused
+from moorage.ports.errors import Refused, Unauthorised
 
 # The grammars keep out what OpenSSH would read otherwise: a leading '-' is an option, '%' and '~' are expanded, and
 # a blank, quote or newline begins another word or line of a generated file.
@@ -169,6 +171,70 @@ def fingerprint(key: str) -> str:
     """SHA256 fingerprint of a base64 key, as `ssh-keygen -l` shows it, for a human to compare."""
     digest = hashlib.sha256(base64.b64decode(key)).digest()
     return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
+
+
+def certificate_end(text: str) -> float:
+    """
+    When a certificate ends, as the text of its file says: seconds since the epoch, infinity for never.
+
+    Source: OpenSSH, PROTOCOL.certkeys, "New public key formats".
+
+    Raises:
+        ValueError: It is no certificate.
+    """
+    words = text.split()
+    try:
+        data = base64.b64decode(words[1], validate=True)
+        kind, data = _string(data)
+        own = _CERTIFICATE_FIELDS[kind.decode("ascii")]
+        for _ in range(1 + own):  # a nonce, and the public key
+            _, data = _string(data)
+        data = data[12:]  # serial number and type
+        for _ in ("key id", "principals"):
+            _, data = _string(data)
+        end = int(struct.unpack_from(">Q", data, 8)[0])
+    except (LookupError, ValueError, struct.error) as error:
+        raise ValueError("this is no certificate of OpenSSH's") from error
+    return math.inf if end == 2**64 - 1 else float(end)
+
+
+_CERTIFICATE_FIELDS = {
+    "ssh-ed25519-cert-v01@openssh.com": 1,
+    "ssh-rsa-cert-v01@openssh.com": 2,
+    "ecdsa-sha2-nistp256-cert-v01@openssh.com": 2,
+    "ecdsa-sha2-nistp384-cert-v01@openssh.com": 2,
+    "ecdsa-sha2-nistp521-cert-v01@openssh.com": 2,
+    "sk-ssh-ed25519-cert-v01@openssh.com": 2,
+    "sk-ecdsa-sha2-nistp256-cert-v01@openssh.com": 3,
+}
+"""Strings of the public key in a certificate of each kind."""
+
+
+def _string(data: bytes) -> tuple[bytes, bytes]:
+    (size,) = struct.unpack_from(">I", data)
+    if len(data) < 4 + size:
+        raise ValueError("cut short")
+    return data[4 : 4 + size], data[4 + size :]
+
+
+def refuse_expired(config: LoginConfig, now: float) -> None:
+    """
+    Keep a certificate that is over from being shown: that would be a failed login, and those are counted.
+
+    A file that is renewed meanwhile is read with the next login; connections that are there are not concerned.
+
+    Raises:
+        Unauthorised: It is over, or cannot be read.
+    """
+    if config.certificate_file is None:
+        return
+    try:
+        with open(config.certificate_file, encoding="ascii") as file:
+            end = certificate_end(file.read(100_000))
+    except (OSError, ValueError) as error:
+        raise Unauthorised(f"the certificate of {config.user} cannot be read: {type(error).__name__}") from error
+    if end <= now:
+        raise Unauthorised(f"the certificate of {config.user} is over since {now - end:.0f} s; nobody was asked")
 
 
 # Which host next ---------------------------------------------------------------------------------------------

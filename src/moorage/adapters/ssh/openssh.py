@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import sys
+import time
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
@@ -31,7 +32,7 @@ from moorage.ports.errors import Overloaded, PortError, Refused, Unauthorised, U
 from moorage.ports.system import Handle
 
 from . import mux
-from .hosts import Hosts, LoginConfig, destination
+from .hosts import Hosts, LoginConfig, destination, refuse_expired
 from .plugin import OpensshConfig
 
 _log = logging.getLogger(__name__)
@@ -164,6 +165,7 @@ class OpensshDialer:
         now = asyncio.get_running_loop().time
         if why := self._hosts.closed(now()):
             raise Unauthorised(f"{self._system}: no login before the pause is over; {why}")
+        refuse_expired(self._config, time.time())
         last: PortError = Unreachable(f"{self._system}: all login nodes failed a moment ago")
         for node in self._hosts.due(now()):
             try:
