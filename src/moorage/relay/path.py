@@ -21,8 +21,6 @@ from .pump import Meter, Near, Stream
 from .sockets import connect
 from .target import Target
 
-FIRST_RESTOCK_S = (1.0, 2.0)
-
 
 @frozen
 class Pace:
@@ -45,7 +43,7 @@ class Pace:
     fresh_s: float = 10.0
     repair_s: float = 4.0
     warm: int = 8
-    idle_s: float = 60.0
+    idle_s: float = 30.0
     dials: int = 16
     connections: int = 512
 
@@ -81,7 +79,6 @@ class Path:
         self._waiting: deque[Future[Stream]] = deque()
         self._dialing = 0
         self._retry: asyncio.TimerHandle | None = None
-        self._later: asyncio.TimerHandle | None = None
         self._nears: set[Near] = set()
         self._streams: set[Stream] = set()
         self._tasks: set[Task[Any]] = set()
@@ -96,8 +93,10 @@ class Path:
         Reach for the job: the first stream has its launcher start the lab, and waits for the first connection.
 
         Args:
-            look_s: The first probe is made within this time; without it, whoever opened the path is expected to probe.
+            look_s: The first probe is made within this time, and nothing else, because many paths are started at once;
+                without it, whoever opened the path is expected to probe.
         """
+        self._wanted = 0 if look_s else 1
         self._restock()
         self._plan(self._chance.uniform(0, look_s) if look_s else self.pace.fresh_s * self._chance.uniform(0.5, 1.0))
 
@@ -113,7 +112,7 @@ class Path:
         self._closed = True
         if self.listener is not None:
             self.listener.close()
-        for timer in (self._timer, self._retry, self._later):
+        for timer in (self._timer, self._retry):
             if timer is not None:
                 timer.cancel()
         self._cut()
@@ -148,13 +147,16 @@ class Path:
             return
         self._nears.add(near)
         self._used_at = self._loop.time()
+        if not self.meter.connections:
+            # That is whoever opened the path and looks whether it leads somewhere. The next one is a person, perhaps
+            # much later; meanwhile a stream would cost more memory than everything else of the path.
+            self._wanted = 0
         while self._stock:
             stream = self._stock.popleft()
             if stream.usable:
-                near.join(stream)
-                self._restock_after(near)
+                self._join(near, stream)
                 return
-        if self._streams or self._lost:  # it has to wait, and not only for the first one of all: keep more of them
+        if self.meter.connections or self._lost:  # it has to wait, and not only for the first one of all: keep more
             self._wanted = min(self.pace.warm, max(1, self._wanted * 2))
         self._spawn(self._serve(near))
 
@@ -178,8 +180,11 @@ class Path:
         if near.gone:
             self._offer(stream)
         else:
-            near.join(stream)
-            self._restock_after(near)
+            self._join(near, stream)
+
+    def _join(self, near: Near, stream: Stream) -> None:
+        near.join(stream)
+        self._restock()
 
     # Streams ------------------------------------------------------------------------------------------------
 
@@ -194,13 +199,6 @@ class Path:
         while self._dialing < need:
             self._dialing += 1
             self._spawn(self._dial())
-
-    def _restock_after(self, near: Near) -> None:
-        """The next one at once, but not after the very first: that is a check, and others are being opened now."""
-        if near.meter.connections > 1:
-            self._restock()
-        else:
-            self._later = self._loop.call_later(self._chance.uniform(*FIRST_RESTOCK_S), self._restock)
 
     async def _dial(self) -> None:
         try:
@@ -310,6 +308,7 @@ class Path:
     def _judge(self, answer: Answer) -> ProbeResult:
         if answer.lab in (LabState.WAITING, LabState.STARTING):
             self._lost, self._note = False, "the lab is starting"
+            self._wanted = max(1, self._wanted)
             self._restock()  # should the first stream have failed: nothing else has it started
             return ProbeResult(False, self._note, proven=True)
         if answer.lab is LabState.ENDED or answer.verdict is Verdict.GONE:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -59,6 +60,8 @@ async def main(
         relay = Relay(directory, dialers, vault, settings)
         try:
             await relay.rebuild()
+            # What is there by now stays; looking through all of it again and again is a tenth of what a session costs.
+            gc.freeze()
             await _serve(directory, relay)
         finally:
             await relay.aclose()

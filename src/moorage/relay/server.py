@@ -30,6 +30,9 @@ PROBES_PER_S = 100.0
 """Of all paths together, while they are good; more paths are then looked at less often, up to the stale time."""
 
 
+DEFAULTS = Timeouts()
+
+
 @frozen
 class Settings:
     """
@@ -209,7 +212,7 @@ class Relay:
         raise OSError(errno.EADDRINUSE, f"no port from {first} to {last} is free")
 
     def _pace(self, system: SystemName) -> Pace:
-        timeouts = self.settings.timeouts.get(system) or Timeouts()
+        timeouts = self.settings.timeouts.get(system, DEFAULTS)
         spread_s = min(len(self._paths) / PROBES_PER_S, timeouts.probe_stale_s / 2)
         return Pace(
             wait_s=timeouts.connect_s,
