@@ -87,6 +87,7 @@ async def test_nobody_waits_for_a_further_master(site: Site) -> None:
 
 
 async def test_a_master_that_is_killed_is_replaced(site: Site) -> None:
+    """F-T13."""
     async with listening() as endpoint, site.open() as dialer:
         async with dialled(dialer, endpoint) as (reader, _):
             os.kill(masters(site)[0], signal.SIGKILL)
@@ -103,7 +104,7 @@ async def test_a_master_that_is_killed_is_replaced(site: Site) -> None:
 
 
 async def test_a_dialer_ends_the_master_and_the_sockets_of_one_that_was_killed(site: Site) -> None:
-    """The relay was killed: what it left is of another epoch, whether a process is behind it or not."""
+    """The relay was killed: what it left is of another epoch, whether a process is behind it or not (F-T13)."""
     process, file = await an_old_master(site)
     stale = site.directory / "m8"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -251,7 +252,7 @@ async def test_forwards_are_removed_when_nobody_uses_them(
 
 
 async def test_the_login_storm_of_a_rebooted_node_is_one_connection_at_a_time(site: Site) -> None:
-    """Two hundred sessions ask while the node is away, and when it is back one connect serves all."""
+    """Two hundred sessions ask while the node is away, and when it is back one connect serves all (F-T9, I27)."""
     wire = Wire(site.sshd.port)
     wire.cut()
     async with wire.open(), listening() as endpoint, site.but(port=wire.port).open() as dialer:
@@ -282,6 +283,7 @@ async def test_the_login_storm_of_a_rebooted_node_is_one_connection_at_a_time(si
 
 
 async def test_its_command_line_is_fixed_and_its_environment_small(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T7, T17, I49."""
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "canary-of-the-hub")
     async with listening() as endpoint, site.open() as dialer, dialled(dialer, endpoint):
         (pid,) = masters(site)
@@ -299,6 +301,7 @@ def about_process(pid: int) -> tuple[list[str], str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_reaches_none_of_its_sockets(site: Site) -> None:
+    """T1, I50."""
     async with listening() as endpoint, site.open() as dialer, dialled(dialer, endpoint):
         for directory in list(site.directory.parents)[:3]:
             with contextlib.suppress(PermissionError):

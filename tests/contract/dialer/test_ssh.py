@@ -173,6 +173,7 @@ def new_key(file: Path) -> str:
 
 
 async def test_nobody_listens_there_yet(site: Site) -> None:
+    """F-T5."""
     async with listening() as endpoint:
         pass
     async with site.open() as dialer:
@@ -196,12 +197,14 @@ async def test_nobody_listens_there_yet(site: Site) -> None:
     ],
 )
 async def test_what_cannot_be_an_endpoint_is_refused_before_anything_is_done(site: Site, endpoint: Endpoint) -> None:
+    """T7."""
     async with site.open() as dialer:
         with pytest.raises(Refused):
             await dialer.dial(endpoint, JOB)
 
 
 async def test_forwarding_that_is_not_permitted_is_refused_for_good(tmp_path: Path) -> None:
+    """F-T5."""
     with sshd.server(AllowTcpForwarding="no") as server:
         for kind in SSH:
             (tmp_path / kind).mkdir(mode=0o700)
@@ -211,6 +214,7 @@ async def test_forwarding_that_is_not_permitted_is_refused_for_good(tmp_path: Pa
 
 
 async def test_an_unknown_host_key_is_refused_and_never_learnt(ssh_site: Site, tmp_path: Path) -> None:
+    """F-T3, T22."""
     key = " ".join(new_key(tmp_path / "other").split()[:2])
     async with ssh_site.but(host_keys=(key,)).open() as dialer:
         for _ in range(2):
@@ -222,7 +226,7 @@ async def test_an_unknown_host_key_is_refused_and_never_learnt(ssh_site: Site, t
 
 
 async def test_a_key_that_is_not_accepted_is_tried_once(ssh_site: Site, tmp_path: Path) -> None:
-    """Three sessions, two names of the host, one failed login; another key there still works."""
+    """Three sessions, two names of the host, one failed login; another key there still works (F-T2, T24)."""
     key = tmp_path / "revoked"
     new_key(key)
     wire = Wire(ssh_site.sshd.port)
@@ -241,7 +245,7 @@ async def test_a_key_that_is_not_accepted_is_tried_once(ssh_site: Site, tmp_path
 
 
 async def test_a_login_node_that_is_down_is_passed_over(ssh_site: Site) -> None:
-    """Both names are tried; the one that answers is kept."""
+    """Both names are tried; the one that answers is kept (F-T1)."""
     async with listening() as endpoint, ssh_site.but(hosts=("nowhere.invalid", "127.0.0.1")).open() as dialer:
         for _ in range(3):
             async with dialled(dialer, endpoint):
@@ -249,6 +253,7 @@ async def test_a_login_node_that_is_down_is_passed_over(ssh_site: Site) -> None:
 
 
 async def test_a_login_node_that_refuses_connections_is_unreachable_and_left_alone_for_a_moment(ssh_site: Site) -> None:
+    """F-T1, F-T4, I27."""
     wire = Wire(1)
     async with wire.open(), ssh_site.but(port=wire.port).open() as dialer:
         for _ in range(20):
@@ -273,6 +278,7 @@ async def test_through_a_jump_host(ssh_site: Site) -> None:
 
 
 async def test_a_connection_that_is_cut_ends_its_streams_and_is_made_anew(ssh_site: Site) -> None:
+    """F-T7."""
     wire = Wire(ssh_site.sshd.port)
     async with wire.open(), listening() as endpoint, ssh_site.but(port=wire.port).open() as dialer:
         async with dialled(dialer, endpoint) as (reader, writer):
@@ -294,7 +300,7 @@ async def test_a_connection_that_is_cut_ends_its_streams_and_is_made_anew(ssh_si
 
 
 async def test_a_connection_that_stops_moving_is_given_up_by_itself(ssh_site: Site) -> None:
-    """Keep-alives without an answer: the streams end, though the TCP connection stays."""
+    """Keep-alives without an answer: the streams end, though the TCP connection stays (F-T6)."""
     wire = Wire(ssh_site.sshd.port)
     async with (
         wire.open(),
@@ -309,6 +315,7 @@ async def test_a_connection_that_stops_moving_is_given_up_by_itself(ssh_site: Si
 
 
 async def test_many_sessions_that_lose_their_login_node_make_one_connection(ssh_site: Site) -> None:
+    """F-T9."""
     wire = Wire(ssh_site.sshd.port)
     async with wire.open(), listening() as endpoint, ssh_site.but(port=wire.port).open() as dialer:
 

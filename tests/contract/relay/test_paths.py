@@ -90,6 +90,7 @@ async def test_a_client_that_ends_its_half_still_gets_the_answer(place: Place, t
 
 
 async def test_a_reader_that_stalls_holds_the_lab_and_not_the_memory(place: Place, tunnels: InProcessRelay) -> None:
+    """F-T8."""
     route = await opened(place, tunnels)
     async with aiohttp.ClientSession() as client, client.get(f"{route.address}/bytes/{1 << 30}") as answer:
         await answer.content.readany()
@@ -109,7 +110,7 @@ async def test_opening_again_gives_the_same_address(place: Place, tunnels: InPro
 
 
 async def test_a_requeued_job_is_followed_at_the_same_address(place: Place, tunnels: InProcessRelay) -> None:
-    """The job runs anew elsewhere, as the same attempt: the old way is gone, the address stays."""
+    """The job runs anew elsewhere, as the same attempt: the old way is gone, the address stays (F-S2)."""
     route = await opened(place, tunnels)
     first = await get(route.address, "/pid")
     place.jobs[0].end()
@@ -120,12 +121,14 @@ async def test_a_requeued_job_is_followed_at_the_same_address(place: Place, tunn
 
 
 async def test_sessions_are_kept_apart(place: Place, tunnels: InProcessRelay) -> None:
+    """I24, I25."""
     routes = [await opened(place, tunnels, number) for number in (1, 2)]
     pids = [await get(route.address, "/pid") for route in routes]
     assert len(set(pids)) == 2
 
 
 async def test_after_closing_nothing_listens_and_the_address_rests(place: Place, tunnels: InProcessRelay) -> None:
+    """I21, I24."""
     route = await opened(place, tunnels)
     await tunnels.close(place.spec().id)
     await tunnels.close(place.spec().id)  # again is harmless
@@ -139,6 +142,7 @@ async def test_after_closing_nothing_listens_and_the_address_rests(place: Place,
 
 
 async def test_it_listens_on_loopback_only(place: Place, tunnels: InProcessRelay) -> None:
+    """T1."""
     route = await opened(place, tunnels)
     port = int(route.address.rpartition(":")[2])
     assert listening_addresses(port) == {"0100007F"}
@@ -156,7 +160,7 @@ def listening_addresses(port: int) -> set[str]:
 
 @pytest.mark.parametrize("says", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"moorage/1 ok lab=serving " + b"0" * 64 + b"\n"])
 async def test_somebody_elses_listener_gets_no_byte_of_a_user(place: Place, says: bytes) -> None:
-    """The job's port was taken over: not ready, and the request that came in never leaves the relay."""
+    """The job's port was taken over: not ready, and the request never leaves the relay (F-T11, T4, I22, I25)."""
     heard: list[bytes] = []
     visits: list[asyncio.Task[None] | None] = []
 
@@ -187,6 +191,7 @@ async def test_somebody_elses_listener_gets_no_byte_of_a_user(place: Place, says
 
 
 async def test_another_run_of_the_same_job_is_not_taken_for_this_one(place: Place, tunnels: InProcessRelay) -> None:
+    """T4, I25."""
     spec = place.spec()
     job = await place.job(spec)
     wrong = attrs.evolve(endpoint_of(job), nonce="0" * 32)
@@ -223,6 +228,7 @@ async def test_a_counter_that_the_launcher_finds_too_old_is_raised(place: Place,
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_of_this_machine_gets_nothing_at_the_listener(place: Place, tunnels: InProcessRelay) -> None:
+    """T1, I50."""
     route = await opened(place, tunnels)
     port = int(route.address.rpartition(":")[2])
     attempt = (
@@ -246,7 +252,7 @@ async def test_another_user_of_this_machine_gets_nothing_at_the_listener(place: 
 
 
 async def test_a_path_that_was_lost_comes_back_by_itself_and_the_job_lives(place: Place) -> None:
-    """The way is cut and healed; the same lab answers again, and nobody opened anything."""
+    """The way is cut and healed; the same lab answers again, and nobody opened anything (F-T7, I26)."""
     spec = place.spec()
     async with relay(place) as tunnels:
         job = await place.job(spec)
@@ -265,7 +271,7 @@ async def test_a_path_that_was_lost_comes_back_by_itself_and_the_job_lives(place
 
 
 async def test_a_path_on_which_nothing_moves_any_more_is_noticed(place: Place) -> None:
-    """Half open: connections stay, bytes do not pass. The probe's deadline tells."""
+    """Half open: connections stay, bytes do not pass. The probe's deadline tells (F-T6, F-S4, I23)."""
     spec = place.spec()
     async with relay(place) as tunnels:
         job = await place.job(spec)

@@ -143,7 +143,7 @@ async def test_many_that_start_it_at_once_get_one(deployment: Deployment) -> Non
 async def test_killed_and_started_again_it_has_every_path_at_its_address(
     deployment: Deployment, tunnels: RelayTunnels
 ) -> None:
-    """The next call of anybody starts it; nobody opens a path anew, and the labs are the same."""
+    """The next call of anybody starts it; nobody opens a path anew, and the labs are the same (F-T14)."""
     made = [await opened(deployment, tunnels, number) for number in (1, 2, 3)]
     pids = [await get(route.address, "/pid") for _, route in made]
     deployment.kill()
@@ -237,6 +237,7 @@ async def test_a_long_state_directory_still_has_a_control_socket(place: Place, m
 
 
 async def test_its_files_are_the_owners_alone_and_hold_no_secret(deployment: Deployment, tunnels: RelayTunnels) -> None:
+    """T17, I49."""
     job, _ = await opened(deployment, tunnels)
     files = sorted(deployment.relay_directory.rglob("*"))
     assert {CONTROL_NAME, LOG_NAME, "paths.sqlite"} <= {file.name for file in files}
@@ -257,6 +258,7 @@ def about_process(pid: int) -> bytes:
 
 
 async def test_a_directory_that_others_can_enter_is_refused(deployment: Deployment, tunnels: RelayTunnels) -> None:
+    """F-T10."""
     deployment.relay_directory.mkdir(mode=0o755)
     deployment.relay_directory.chmod(0o755)
     with pytest.raises(Refused, match="755"):
@@ -265,7 +267,7 @@ async def test_a_directory_that_others_can_enter_is_refused(deployment: Deployme
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_cannot_reach_the_control_socket(deployment: Deployment, tunnels: RelayTunnels) -> None:
-    """Not even where the directories above are open to all."""
+    """Not even where the directories above are open to all (I50)."""
     await tunnels.list()
     for directory in (deployment.state, deployment.state.parent):
         directory.chmod(0o755)
