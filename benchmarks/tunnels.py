@@ -2,13 +2,13 @@
 The way home, measured beside what it replaces: one `ssh -N -L` for each session (P1), and a master with `ssh -O check`
 and `ssh -O forward` for each (JSC). All ways lead through the same real sshd, in one run.
 
-    python benchmarks/tunnels.py [--sessions 200] [--idle 1000] [--streams 500]
+    python benchmarks/tunnels.py [--sessions 200] [--idle 1000] [--streams 500] [--jobs 1000]
 
 Ours is the whole path: the relay as a process behind its control socket, OpenSSH's master, the gate, the lab. Where
 hundreds of sessions are needed, one process holds their gates (the launcher's own code, a port and a key for each)
 before one lab, because as many launchers would measure this machine's memory; everything else goes through a real
-launcher. The last line is JSON; a ratio above 1 means that ours is faster, except for `new_connection_vs_p1_20ms`,
-where below 1 does.
+launcher. Status of Slurm jobs is `benchmarks/slurm.py`. It takes about four minutes. The last line is JSON; a ratio
+above 1 means that ours is faster, except for `new_connection_vs_p1_20ms`, where below 1 does.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 from attrs import evolve  # noqa: E402
 from tests.servers.sshd import Sshd, server  # noqa: E402
@@ -87,8 +87,6 @@ class Keys:
 
 def be_relay(state: Path) -> None:
     """The relay of this benchmark; `site.json` in the state directory says which systems there are."""
-    from moorage.adapters.ssh.paramiko_dialer import ParamikoDialer
-    from moorage.adapters.ssh.plugin import ParamikoConfig
 
     async def run() -> None:
         dialers: dict[SystemName, Any] = {}
@@ -103,6 +101,9 @@ def be_relay(state: Path) -> None:
                     SystemName(name), OpensshConfig(**site), directory, timeouts, 1
                 )
             else:
+                from moorage.adapters.ssh.paramiko_dialer import ParamikoDialer
+                from moorage.adapters.ssh.plugin import ParamikoConfig
+
                 dialers[SystemName(name)] = ParamikoDialer(SystemName(name), ParamikoConfig(**site), timeouts, 1)
         await main(state, dialers, Keys(state / "keys.json"), Settings())
 
@@ -159,14 +160,18 @@ def be_gates(count: int, lab: str) -> None:
     launcher: Any = importlib.util.module_from_spec(spec)
     exec(compile(source(), "moorage_launcher.py", "exec"), launcher.__dict__)
 
+    serving: set[asyncio.Task[None]] = set()
+
     async def run() -> None:
         ports = []
         for number in range(count):
             about = spec_of(number)
             gate = launcher.Gate(bytes.fromhex(key_of(about.id)), tag_of(about, 1), NONCE)
 
-            async def accept(reader: Any, writer: Any, gate: Any = gate) -> None:
-                await serve(gate, reader, writer)
+            def accept(reader: Any, writer: Any, gate: Any = gate) -> None:
+                task = asyncio.create_task(serve(gate, reader, writer))
+                serving.add(task)
+                task.add_done_callback(serving.discard)
 
             made = await asyncio.start_server(accept, "127.0.0.1", 0, limit=launcher.CHUNK)
             ports.append(made.sockets[0].getsockname()[1])
@@ -403,7 +408,7 @@ async def set_up(bench: Bench, tunnels: RelayTunnels, count: int, gates: list[in
     say(f"set-up of {count}: ours {seconds['ours']:.3f} s")
 
     master = bench.home / "jsc"
-    subprocess.Popen(bench.ssh("-N", "-M", "-S", master, "-o", "ControlPersist=no"))  # noqa: ASYNC220
+    bench.processes.append(subprocess.Popen(bench.ssh("-N", "-M", "-S", master, "-o", "ControlPersist=no")))  # noqa: ASYNC220
     while not master.exists():  # noqa: ASYNC110 - a file cannot be waited for
         await asyncio.sleep(0.01)
 
@@ -442,17 +447,23 @@ async def ours(tunnels: RelayTunnels, number: int, gates: list[int]) -> int:
 
 
 async def idle_memory(bench: Bench, tunnels: RelayTunnels, count: int, gates: list[int]) -> float:
-    """KiB per session of the relay and the masters, everything counted, with `count` idle sessions."""
+    """KiB per session of the relay and the masters, everything counted, with `count` sessions that nobody looks at."""
 
     async def one(number: int) -> None:
-        await tunnels.open(spec_of(number), 1, JOB, Endpoint("127.0.0.1", gates[number], "", NONCE))
+        await ours(tunnels, number, gates)
 
     await timed(count, one)
-    await asyncio.sleep(3)  # the first probes
     (relay,) = relay_pids(bench.state)
     pids = list(family(relay))
-    total = pss_kib(pids)
+    say(f"memory with {count} new sessions: {pss_kib(pids) / count:.1f} KiB each")
+    deadline = time.monotonic() + 120
+    while sum(path.stock for path in (await tunnels.details()).values()):
+        assert time.monotonic() < deadline, "streams are still kept for sessions that nobody looks at"
+        await asyncio.sleep(1)
+    assert all(not report.lost for report in (await tunnels.list()).values())
+    pids = list(family(relay))
     parts = " + ".join(f"{pss_kib([pid]) / 1024:.1f}" for pid in pids)
+    total = pss_kib(pids)
     say(f"memory with {count} idle sessions, MiB: {parts} (relay, then masters); {total / count:.1f} KiB each")
     return total / count
 
@@ -495,14 +506,15 @@ async def downloads(mine: int, p1: int, size: int, rounds: int) -> tuple[float, 
     return statistics.median(ratios), statistics.median(pair[0] for pair in speeds)
 
 
-async def beside_bulk(bulk: int, small: int) -> float:
+async def beside_bulk(bulk: int, small: int, whose: str) -> float:
     """Milliseconds, p95, of a request on a kept connection while another session downloads."""
     line, other = Line(small), Line(bulk)
     line.ask()
     downloading = asyncio.create_task(asyncio.to_thread(other.download, 4096 * MIB))
     await asyncio.sleep(0.3)
     times: list[float] = []
-    while not downloading.done() and len(times) < 2000:
+    end = time.monotonic() + 10
+    while not downloading.done() and len(times) < 2000 and time.monotonic() < end:
         times.append(await asyncio.to_thread(line.ask))
     other.socket.shutdown(socket.SHUT_RDWR)
     with contextlib.suppress(Exception):
@@ -510,7 +522,7 @@ async def beside_bulk(bulk: int, small: int) -> float:
     other.close()
     line.close()
     p50 = statistics.median(times)
-    say(f"beside a download, {len(times)} requests: p50 {p50 * 1e3:.2f} ms, p95 {p95(times) * 1e3:.2f} ms")
+    say(f"beside a download, {whose}, {len(times)} requests: p50 {p50 * 1e3:.2f} ms, p95 {p95(times) * 1e3:.2f} ms")
     return p95(times) * 1e3
 
 
@@ -566,7 +578,7 @@ def be_hub(state: Path) -> None:
     asyncio.run(run())
 
 
-async def measure(bench: Bench, options: argparse.Namespace) -> dict[str, float | None]:
+async def measure(bench: Bench, options: argparse.Namespace) -> dict[str, float]:
     lab_socket, lab = bench.home / "lab.sock", free_port()
     bench.run("lab", lab_socket)
     bench.run("lab", lab)
@@ -582,7 +594,7 @@ async def measure(bench: Bench, options: argparse.Namespace) -> dict[str, float 
     (bench.state / "site.json").write_text(json.dumps(sites))
     tunnels = RelayTunnels(bench.state, [sys.executable, __file__, "relay", str(bench.state)], call_s=60)
     jobs: list[Job] = []
-    figures: dict[str, float | None] = {}
+    figures: dict[str, float] = {}
     try:
         await first_byte(lab)
         seconds = await set_up(bench, tunnels, options.sessions, gates, lab)
@@ -600,7 +612,10 @@ async def measure(bench: Bench, options: argparse.Namespace) -> dict[str, float 
         _, p1_near = bench.p1(lab)
         await first_byte(p1_near)
         figures["throughput_vs_p1"], _ = await downloads(near[0], p1_near, 256 * MIB, 5)
-        figures["beside_bulk_p95_ms"] = await beside_bulk(near[0], near[1])
+        figures["beside_bulk_p95_ms"] = await beside_bulk(near[0], near[1], "ours")
+        _, other = bench.p1(lab)
+        await first_byte(other)
+        await beside_bulk(p1_near, other, "P1")
         for spec, _, _ in made:
             await tunnels.close(spec.id)
 
@@ -615,7 +630,7 @@ async def measure(bench: Bench, options: argparse.Namespace) -> dict[str, float 
             ratios.append((await downloads(port, p1_far, 64 * MIB, 3))[0])
         figures["throughput_vs_p1_20ms"] = max(ratios)
         figures["new_connection_vs_p1_20ms"] = await new_connections(port, p1_far)
-        figures["slurm_status_ratio"] = None
+        figures["slurm_status_ratio"] = 0.0  # measured last, by itself
         figures["streams_cut"] = cut
         return figures
     finally:
@@ -639,16 +654,23 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("--streams", type=int, default=500)
+    parser.add_argument("--jobs", type=int, default=1000)
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is ended then, too
+    say(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory(prefix="moorage-bench-") as home, server(MaxStartups="500") as sshd:
         bench = Bench(Path(home), sshd)
         try:
             figures = asyncio.run(measure(bench, options))
         finally:
             bench.end()
+    from slurm import slurm_status  # here, because the relay of this file is to be no larger than a real one
+
+    figures["slurm_status_ratio"] = slurm_status(options.jobs)["slurm_status_ratio"]
+    say(f"load {os.getloadavg()[0]:.1f}")
     for name, value in figures.items():
-        print(f"{name:28} {'-' if value is None else f'{value:.2f}'}")
-    print(json.dumps({name: None if value is None else round(value, 3) for name, value in figures.items()}))
+        print(f"{name:28} {value:.2f}")
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 
 if __name__ == "__main__":
