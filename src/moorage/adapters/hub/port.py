@@ -110,7 +110,10 @@ class HubPort:
         user = self.user(owner)
         if user is None:
             raise Unauthorised(f"{owner} is unknown to the Hub")
-        state = await user.get_auth_state() if await handler_of(self.app).refresh_auth(user) else None
+        handler = handler_of(self.app)
+        # As if the person had come in by cookie: a login that cannot be renewed is then over, and not used on.
+        handler._jupyterhub_user, handler._token_authenticated = user, False
+        state = await user.get_auth_state() if await handler.refresh_auth(user) else None
         token = (state or {}).get("access_token")
         if not isinstance(token, str) or not token:
             raise Unauthorised(f"the Hub has no token of {owner} for {system}: log out and in again")
