@@ -38,6 +38,22 @@ async def _lost(wish: Any, seconds: float = 0.3) -> None:
         await asyncio.wait_for(wish, seconds)
 
 
+@pytest.mark.parametrize("fault", [{"fault": "F-U13", "variant": "huge"}, {"fault": "F-U12"}], ids=["huge", "dribble"])
+async def test_a_client_that_goes_away_in_the_middle_is_no_mistake_of_the_site(
+    api: Any, control: Running, caplog: pytest.LogCaptureFixture, fault: dict[str, str]
+) -> None:
+    """Nothing is written about it, and the next client is served."""
+    job = await api.submit(HELD)
+    control.faults.add(fault)
+    async with api.http.get(api.url(job), headers={"Authorization": api.user.authorization}) as reply:
+        await reply.content.read(1)
+        reply.close()
+    control.faults.clear()
+    await asyncio.sleep(0.2)
+    assert await api.status(job)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
+
+
 async def test_every_row_of_the_table_is_in_the_catalogue() -> None:
     assert list(catalogue) == [f"F-U{number}" for number in range(1, 27)]
 

@@ -58,6 +58,10 @@ BELIEVED_MS = 60_000
 """So long a reading is believed when a cancel is accepted."""
 
 NUDGE_AGAIN_MS = 30_000
+
+READING_LIMIT = 262_144
+"""Bytes of a reading, which has six short members: as many are read at a time as there are connections."""
+
 GIVE_UP_AFTER = 5
 """Calls that fail in a row, without one that succeeds, before the rest of a round is not asked any more."""
 
@@ -247,7 +251,8 @@ class UnicoreSystem:
         """One reading of one job, with what belongs to it."""
         what = f"status of {job.tag}"
         self._check(job)
-        request = Request(what, Verb.ASK, "GET", f"/jobs/{job.job}", params={"fields": translate.READING_FIELDS})
+        fields = {"fields": translate.READING_FIELDS}
+        request = Request(what, Verb.ASK, "GET", f"/jobs/{job.job}", params=fields, most=READING_LIMIT)
         try:
             answer = await self.client.call(job.owner, request)
         except Absent:

@@ -12,7 +12,7 @@ connect_s = 10.0
 
 
 class Taken(web.Response):
-    """Returned to aiohttp when its connection now belongs to a tunnel: there is nothing left to write."""
+    """Returned to aiohttp when its connection belongs to a tunnel or is gone: there is nothing left to write."""
 
     async def prepare(self, request: web.BaseRequest) -> None:
         raise ConnectionResetError

@@ -206,8 +206,14 @@ class Running:
     # --- one request ---------------------------------------------------------------------------------
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """From a request to what is on the wire."""
+        """From a request to what is on the wire. A client that goes away in the middle is no mistake of ours."""
         self.requests += 1
+        try:
+            return await self._handled(request)
+        except ConnectionError:
+            return Taken()
+
+    async def _handled(self, request: web.BaseRequest) -> web.StreamResponse:
         target = request.raw_path
         path, _, query = target.partition("?")
         parts = path.split("/", 3)
