@@ -1,108 +1,123 @@
 """
-moorage inside a real JupyterHub, beside what the Hub needs by itself in the same run.
+moorage inside a real JupyterHub, beside what the Hub needs by itself, its own local spawner, and batchspawner on a
+real Slurm, in the same run.
 
-    python benchmarks/hub.py [--starts N] [--no-lab]
+    python benchmarks/hub.py [--only FIGURE] [--starts 100] [--sessions 1000] [--restart 500] [--rounds 3] [--no-lab]
 
-Starts per second and the longest stall of another request: stub labs, all asked for at once, with a spawner that does
-nothing and with moorage over systems that answer at once. Ready time: one at a time, on a simulated UNICORE site over
-real sockets, through the real relay, to a stub lab that is a real process; and with a real JupyterLab, beside the Hub's
-own local spawner. `poll()` with ten thousand sessions; the server's time for the form of a large catalogue.
+Every Hub is a process with the real proxy in front of it. moorage works as in production: the spawner, the runner with
+its store, the UNICORE adapter, a relay of its own; the site is simulated behind real sockets. Where hundreds of
+sessions are needed, its jobs are gates and stub labs in one process, because as many launchers would measure this
+machine; the times until ready are those of real processes. Spawners take turns, so that all of them meet the same
+machine. batchspawner needs root and Debian's munge, slurmctld, slurmd and slurm-client, and is left out without them.
 
-The last line is JSON. Hub, systems and client share this process, so times are upper bounds.
+The last line is JSON. Ratios are ours to the other one's: more is better for starts, less for everything else.
 """
+
+# What blocks here does so while nothing is measured, and what is waited for has no event in this process.
+# ruff: noqa: ASYNC110, ASYNC240
 
 import argparse
 import asyncio
+import contextlib
+import functools
 import json
-import logging
 import os
-import shutil
-import signal
+import stat
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "unit" / "adapters" / "hub"))
-import stubworld  # noqa: E402  (the small world of the tests)
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "src")]
 
-TOKEN = "t" * 32
-STUB_LAB = """\
-import http.server, os, socketserver, sys
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.send_header("Content-Length", "2"); self.end_headers(); self.wfile.write(b"ok")
-    def log_message(self, *_): pass
-socketserver.TCPServer.allow_reuse_address = True
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
-"""
+import hubworld  # noqa: E402
+from hubworld import Hub, cpu_s, end_relay, first_line, free_port, hub, pss_mib  # noqa: E402
+
+AT_ONCE = 50
+"""Starts at once where many servers are needed and their starting is not measured."""
+
+Figures = dict[str, float]
 
 
-@asynccontextmanager
-async def hub(directory: Path, spawner: Any, **settings: Any) -> AsyncIterator["stubworld.Hub"]:
-    """A real Hub without a proxy process, with as many users as are asked for."""
-    from jupyterhub.app import JupyterHub
-    from jupyterhub.proxy import Proxy
-    from traitlets.config import Config
+def say(what: str, **of: float | str) -> None:
+    """One row of the table."""
+    words = [f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in of.items()]
+    print(f"{what:<44} {'   '.join(word.replace('_', ' ') for word in words)}", flush=True)
 
-    class NoProxy(Proxy):
-        routes: ClassVar[dict[str, Any]] = {}
-        should_start = False
 
-        async def add_route(self, routespec: str, target: str, data: Any) -> None:
-            self.routes[routespec] = {"routespec": routespec, "target": target, "data": data}
+# Worlds ----------------------------------------------------------------------------------------------------------
 
-        async def delete_route(self, routespec: str) -> None:
-            self.routes.pop(routespec, None)
 
-        async def get_all_routes(self) -> dict[str, Any]:
-            return dict(self.routes)
-
-    import aiohttp
-
+@contextlib.asynccontextmanager
+async def alone(directory: Path) -> AsyncIterator[Hub]:
+    """The Hub with a spawner that starts nothing: one stub in a process of its own is everybody's lab."""
+    directory.mkdir(mode=0o700)
     port = free_port()
-    JupyterHub.clear_instance()
-    config = Config()
-    config.JupyterHub.spawner_class = spawner
-    config.JupyterHub.proxy_class = NoProxy
-    config.JupyterHub.hub_bind_url = f"http://127.0.0.1:{port}"
-    config.JupyterHub.db_url = f"sqlite:///{directory}/hub.sqlite"
-    config.JupyterHub.cookie_secret = b"c" * 32
-    config.JupyterHub.allow_named_servers = True
-    config.JupyterHub.cleanup_servers = False
-    config.JupyterHub.concurrent_spawn_limit = 0
-    config.JupyterHub.log_level = logging.CRITICAL
-    config.JupyterHub.authenticator_class = "dummy"
-    config.Authenticator.allowed_users = {"bench"} | {f"u{number}" for number in range(200)}
-    config.JupyterHub.services = [{"name": "bench", "api_token": TOKEN}]
-    scopes = ["admin:users", "admin:servers"]
-    config.JupyterHub.load_roles = [{"name": "bench", "services": ["bench"], "scopes": scopes}]
-    config.MoorageSpawner.config_file = str(directory / "moorage.yaml")
-    for name, value in settings.items():
-        owner, _, trait = name.partition("__")
-        config[owner][trait] = value
-    app = JupyterHub.instance()
-    app.update_config(config)
-    await app.initialize([])
-    await app.start()
-    client = aiohttp.ClientSession(headers={"Authorization": f"token {TOKEN}"})
-    running = stubworld.Hub(app, f"http://127.0.0.1:{port}", client)
+    with hubworld.process([sys.executable, HERE / "hubworld.py", "lab", str(port)], directory / "lab.log") as lab:
+        first_line(lab)
+        async with hub(directory, hubworld.nothing(f"http://127.0.0.1:{port}")) as running:
+            yield running
+
+
+@contextlib.asynccontextmanager
+async def ours(directory: Path, crowd: bool = True) -> AsyncIterator[Hub]:
+    """The Hub with moorage and one simulated UNICORE site, whose jobs are in one process, or real ones."""
+    directory.mkdir(mode=0o700)
+    config = hubworld.site_config(directory, processes=not crowd)
+    command = [sys.executable, HERE / "hubworld.py", "crowd", config, directory / "jobs"]
+    if not crowd:
+        command = [sys.executable, "-m", "moorage.demo.site", "unicore", config]
+    with hubworld.process(command, directory / "site.log") as site:
+        settings = hubworld.moorage_file(directory, first_line(site))
+        try:
+            async with hub(directory, settings, MOORAGE_SIMULATION="1") as running:
+                yield running
+        finally:
+            await asyncio.to_thread(end_relay, directory)
+
+
+async def local(directory: Path, stack: contextlib.AsyncExitStack, command: list[str]) -> Hub:
+    directory.mkdir(mode=0o700)
+    running: Hub = await stack.enter_async_context(hub(directory, hubworld.local(directory, command)))
+    return running
+
+
+async def batchspawner(directory: Path, stack: contextlib.AsyncExitStack) -> Hub | None:
+    """batchspawner on a private Slurm; `None`, and why, where there can be none."""
     try:
-        yield running
-    finally:
-        await stubworld.stop_hub(running)
+        import batchspawner  # noqa: F401
+        from tests.servers.slurm import NotInstalled, cluster
+    except ImportError as error:
+        say("batchspawner on a real Slurm", left_out=str(error))
+        return None
+    try:
+        slurm = stack.enter_context(cluster())
+    except NotInstalled as error:
+        say("batchspawner on a real Slurm", left_out=str(error))
+        return None
+    directory.mkdir(mode=0o755)
+    stub = directory / "stub"
+    stub.write_text(f"#!{sys.executable} -S\n" + hubworld.STUB.replace("sys.argv[1]", "PORT").replace("\n", PORT, 1))
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    settings = hubworld.batch(directory, stub, slurm.programs)
+    running: Hub = await stack.enter_async_context(hub(directory, settings))
+    return running
 
 
-async def burst(running: "stubworld.Hub", count: int) -> tuple[float, float]:
-    """Starts per second when all are asked for at once, and the longest another request took meanwhile."""
+PORT = "\nimport os, urllib.parse\nPORT = urllib.parse.urlsplit(os.environ['JUPYTERHUB_SERVICE_URL']).port\n"
+
+
+# Figures ---------------------------------------------------------------------------------------------------------
+
+
+async def burst(running: Hub, count: int, **options: str) -> tuple[float, float, float]:
+    """Starts per second when all are asked for at once; the longest that another request took; the Hub's CPU each."""
     stalls: list[float] = []
 
     async def others() -> None:
@@ -112,309 +127,310 @@ async def burst(running: "stubworld.Hub", count: int) -> tuple[float, float]:
             stalls.append(time.perf_counter() - began)
             await asyncio.sleep(0.01)
 
+    users = [f"u{number}" for number in range(count)]
     watching = asyncio.create_task(others())
-    began = time.perf_counter()
-    await asyncio.gather(*(start(running, f"u{number}") for number in range(count)))
+    began, cpu = time.perf_counter(), cpu_s(running.pid)
+    await asyncio.gather(*(running.spawn(user, **options) for user in users))
     took = time.perf_counter() - began
     watching.cancel()
-    return count / took, max(stalls, default=0)
+    used = (cpu_s(running.pid) - cpu) / count
+    await running.stop_all(users)
+    return count / took, max(stalls, default=0), used
 
 
-async def start(running: "stubworld.Hub", user: str, **options: Any) -> float:
-    """Start a server and wait until the Hub calls it ready; how long that took."""
-    began = time.perf_counter()
-    status, answer = await running.api("POST", f"users/{user}/server", json={"user_options": options})
-    if status not in (201, 202):
-        raise RuntimeError(f"{user}: {status} {answer}")
-    while not running.spawner(user).ready:
-        if not running.spawner(user).active:
-            raise RuntimeError(f"{user}: {running.spawner(user)._spawn_future}")
-        await asyncio.sleep(0.005)
-    return time.perf_counter() - began
+async def starts(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """Starts per second and stalls, then how a few starts at once go beside spawners that start processes."""
+    found: dict[str, list[tuple[float, float, float]]] = {"alone": [], "moorage": []}
+    async with alone(directory / "alone") as bare, ours(directory / "moorage") as moored:
+        for running in (bare, moored):
+            await running.have([f"u{number}" for number in range(wanted.starts)])
+        for _ in range(wanted.rounds):
+            found["alone"].append(await burst(bare, wanted.starts))
+            found["moorage"].append(await burst(moored, wanted.starts, service="stub", partition="login"))
+    middle = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    (rate, stall, cpu), (our_rate, our_stall, our_cpu) = middle["alone"], middle["moorage"]
+    say(f"starts/s, {wanted.starts} at once", Hub_alone=rate, moorage=our_rate)
+    say("  the Hub's processor time for each, ms", Hub_alone=1000 * cpu, moorage=1000 * our_cpu)
+    say("  longest stall of another request, s", Hub_alone=stall, moorage=our_stall)
+    return {"starts_vs_hub_alone": round(our_rate / rate, 3), "stall_vs_hub_alone": round(our_stall / stall, 3)}
 
 
-async def starts_and_stalls(count: int) -> dict[str, float]:
-    from jupyterhub.spawner import Spawner
-
-    lab = await stubworld.start_lab()
-
-    class Nothing(Spawner):
-        """The Hub alone: no process, one shared stub."""
-
-        async def start(self) -> str:
-            return stubworld.labs[-1]
-
-        async def stop(self, now: bool = False) -> None:
-            pass
-
-        async def poll(self) -> None:
-            return None
-
-    alone: list[tuple[float, float]] = []
-    ours: list[tuple[float, float]] = []
-    for _ in range(2):  # by turns, because the machine is shared
-        with tempfile.TemporaryDirectory() as directory:
-            async with hub(Path(directory), Nothing) as running:
-                alone.append(await burst(running, count))
-        with tempfile.TemporaryDirectory() as directory:
-            async with hub(Path(directory), "moorage", MoorageSpawner__compose="stubworld:compose") as running:
-                await ready_to_work()
-                ours.append(await burst(running, count))
-        stubworld.worlds.clear()
-    await lab.cleanup()
-    best_alone, best_ours = max(alone), max(ours)
-    print(f"starts/s, {count} at once          Hub alone {best_alone[0]:7.1f}   moorage {best_ours[0]:7.1f}")
-    print(f"longest stall of a request, s   Hub alone {best_alone[1]:7.2f}   moorage {best_ours[1]:7.2f}")
-    return {
-        "starts_vs_hub_alone": round(best_ours[0] / best_alone[0], 3),
-        "stall_vs_hub_alone": round(best_ours[1] / best_alone[1], 3),
-    }
+async def peers(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """Stub labs that are processes: the local spawner, batchspawner on a real Slurm, moorage on a simulated site."""
+    async with contextlib.AsyncExitStack() as stack:
+        stub = directory / "lab.py"
+        stub.write_text(hubworld.STUB.replace("\n", PORT, 1).replace("int(sys.argv[1])", "PORT"))
+        command = [sys.executable, "-S", "-E", str(stub)]
+        hubs: dict[str, tuple[Hub | None, dict[str, str]]] = {
+            "local spawner": (await local(directory / "local", stack, command), {}),
+            "moorage, UNICORE site": (
+                await stack.enter_async_context(ours(directory / "moorage", crowd=False)),
+                {"service": "stub", "partition": "login"},
+            ),
+            "batchspawner, Slurm": (await batchspawner(directory / "batch", stack), {}),
+        }
+        for name, (running, options) in hubs.items():
+            if running is not None:
+                await running.have([f"u{number}" for number in (*range(wanted.peers), 100, 101, 102)])
+                one = [await running.spawn(f"u{number}", **options) for number in range(100, 103)]
+                await running.stop_all([f"u{number}" for number in range(100, 103)])
+                rate, stall, _ = await burst(running, wanted.peers, **options)
+                say(f"stub processes: {name}", ready_s=statistics.median(one), starts_per_s=rate, stall_s=stall)
+    return {}
 
 
-async def ready_to_work() -> None:
-    from moorage.adapters.hub.service import registry
-
-    await asyncio.wait_for(registry.wait(), 60)
-
-
-# Over a simulated site ---------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def site(directory: Path) -> AsyncIterator[str]:
-    """A simulated UNICORE site without delays of its own, as a process."""
-    config = {
-        "timing": "fast",
-        "name": "BENCH",
-        "directory": str(directory / "site"),
-        "users": [{"name": "bench", "password": "bench"}],
-        "partitions": [{"name": "batch", "nodes": 64}],
-        "job_environment": {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
-    }
-    file = directory / "site.yaml"
-    file.write_text(yaml.safe_dump(config))
-    process = subprocess.Popen(  # noqa: ASYNC220 (nothing is measured yet)
-        [sys.executable, "-m", "moorage.demo.site", "unicore", str(file)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        yield (await asyncio.to_thread(process.stdout.readline)).strip()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(process.wait, 20)
-        process.stdout.close()
-
-
-def moorage_file(directory: Path, url: str) -> None:
-    (directory / "password").write_text("bench")
-    (directory / "password").chmod(0o600)
-    (directory / "lab.py").write_text(STUB_LAB)
-    root = ["--allow-root"] if os.geteuid() == 0 else []
-    system = {
-        "kind": "unicore",
-        "options": {
-            "url": url.rstrip("/") if "/rest/core" in url else url.rstrip("/") + "/BENCH/rest/core",
-            "credentials": {
-                "kind": "basic",
-                "username": "bench",
-                "password": {"file": str(directory / "password")},
-            },
-            "login_nodes": {"login": "login*"},
-        },
-        "partitions": {"login": {"kind": "login"}, "batch": {}},
-        "gate": {"interface": "127.0.0.1", "host": "127.0.0.1"},
-        "destinations": ["127.0.0.1"],
-    }
-    lab = [sys.executable, "-m", "jupyterhub.singleuser", "--ServerApp.sock={socket}", *root]
-    services = {
-        "stub": {"command": [sys.executable, "-S", "-E", str(directory / "lab.py"), "{port}"], "listen": "tcp"},
-        "lab": {"command": lab},
-    }
-    document = {"deployment": "bench", "systems": {"bench": system}, "services": services}
-    (directory / "moorage.yaml").write_text(yaml.safe_dump(document))
-
-
-async def ready_times(labs: bool) -> dict[str, float]:
-    os.environ["MOORAGE_SIMULATION"] = "1"
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        directory.chmod(0o700)  # noqa: ASYNC240
-        async with site(directory) as url:
-            moorage_file(directory, url)
-            try:
-                async with hub(directory, "moorage") as running:
-                    await ready_to_work()
-                    await start(running, "u0", service="stub", partition="login")  # the relay is started by the first
-                    stubs = [
-                        await start(running, f"u{number}", service="stub", partition=partition)
-                        for number, partition in ((1, "login"), (2, "login"), (3, "login"), (4, "batch"), (5, "batch"))
-                    ]
-                    print(
-                        f"stub lab on a UNICORE site, s    ready p50 {statistics.median(stubs):.3f}   {rounded(stubs)}"
-                    )
-                    figures = {"ready_s": round(statistics.median(stubs), 3)}
-                    if labs:
-                        real = [await start(running, f"u{n}", service="lab", partition="login") for n in (10, 11, 12)]
-                        for number in (10, 11, 12):
-                            await running.api("DELETE", f"users/u{number}/server")
-            finally:
-                await asyncio.to_thread(end_relay, directory)
-        if labs:
-            local = await local_spawner(directory)
-            ratio = statistics.median(real) / statistics.median(local)
-            print(f"real JupyterLab, s   local spawner {rounded(local)}   moorage {rounded(real)}   ratio {ratio:.2f}")
+async def ready(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """One start at a time: a stub on a site without queue; then JupyterLab, beside the Hub's own local spawner."""
+    async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(ours(directory / "ready", crowd=False))
+        stub = functools.partial(running.spawn, service="stub")
+        await running.have([f"u{number}" for number in range(30)])
+        await stub("u0", partition="login")  # the relay is started by the first
+        login = [await stub(f"u{number}", partition="login") for number in range(1, 8)]
+        nodes = [await stub(f"u{number}", partition="batch") for number in range(8, 15)]
+        say("stub lab on a UNICORE site, ready, s", login_node=statistics.median(login), nodes=statistics.median(nodes))
+        await running.stop_all([f"u{number}" for number in range(15)])
+        figures = {"ready_s": round(statistics.median([*login, *nodes]), 3)}
+        if not wanted.no_lab:
+            root = ["--allow-root"] if os.geteuid() == 0 else []
+            command = [sys.executable, "-m", "jupyterhub.singleuser", *root]
+            plain = await local(directory / "local", stack, command)
+            await plain.have([f"u{number}" for number in range(20, 24)])
+            labs: dict[str, list[float]] = {"local": [], "moorage": []}
+            for number in range(20, 24):
+                user = f"u{number}"
+                labs["local"].append(await plain.spawn(user))
+                await plain.stop_all([user])
+                labs["moorage"].append(await running.spawn(user, service="lab", partition="login"))
+                await running.stop_all([user])
+            # The first of each warms the files; the fastest was disturbed least.
+            best = {name: min(times[1:]) for name, times in labs.items()}
+            ratio = best["moorage"] / best["local"]
+            say("real JupyterLab, ready, s", local_spawner=best["local"], moorage=best["moorage"], ratio=ratio)
             figures["lab_ready_vs_local_spawner"] = round(ratio, 3)
-        return figures
+    return figures
 
 
-def rounded(values: list[float]) -> list[float]:
-    return [round(value, 2) for value in values]
+async def many(running: Hub, count: int, **options: str) -> list[str]:
+    """As many servers as that, some at once."""
+    users = [f"u{number}" for number in range(count)]
+    await running.have(users)
+    for first in range(0, count, AT_ONCE):
+        await asyncio.gather(*(running.spawn(user, **options) for user in users[first : first + AT_ONCE]))
+    return users
 
 
-def end_relay(directory: Path) -> None:
-    from moorage.demo.running import _end_relay
+async def memory(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """The Hub's process with a thousand servers that run, one Hub after the other."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, world, options in (
+        ("alone", alone, {}),
+        ("moorage", ours, {"service": "stub", "partition": "login"}),
+    ):
+        async with world(directory / name) as running:  # type: ignore[operator]
+            empty = pss_mib(running.pid)
+            await many(running, wanted.sessions, **options)
+            await asyncio.sleep(2)
+            found[name] = (empty, pss_mib(running.pid))
+    (empty, full), (our_empty, our_full) = found["alone"], found["moorage"]
+    say(f"Hub with {wanted.sessions} sessions, MiB", Hub_alone=full, moorage=our_full, ratio=our_full / full)
+    say("  before the first", Hub_alone=empty, moorage=our_empty)
+    return {"memory_vs_hub_alone": round(our_full / full, 3)}
 
-    _end_relay(directory)
 
-
-async def local_spawner(directory: Path) -> list[float]:
-    """The Hub's own way on this machine, without rights of others: SimpleLocalProcessSpawner."""
-    home = directory / "homes"
-    home.mkdir()
-    settings: dict[str, Any] = {
-        "Spawner__http_timeout": 120,
-        "SimpleLocalProcessSpawner__home_dir_template": str(home / "{username}"),
-        "Spawner__cmd": [sys.executable, "-m", "jupyterhub.singleuser"],
-        "Spawner__args": ["--allow-root"] if os.geteuid() == 0 else [],
+async def restart(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """The Hub is killed and started again while every session has a stream that is open and used."""
+    async with ours(directory / "restart") as running:
+        users = await many(running, wanted.restart, service="stub", partition="login")
+        streams = await asyncio.gather(*(Stream.open(running, user) for user in users))
+        jobs = int((directory / "restart" / "jobs").read_text())
+        await asyncio.to_thread(running.kill)
+        began = time.perf_counter()
+        async with asyncio.timeout(120):
+            await running.start_again()
+            answering = time.perf_counter() - began
+            while await running.servers("ready") < len(users):
+                await asyncio.sleep(0.1)
+        took = time.perf_counter() - began
+        await asyncio.sleep(5)  # whatever would start a job or cut a stream has had its chance
+        still = sum(await asyncio.gather(*(stream.works() for stream in streams)))
+        new = int((directory / "restart" / "jobs").read_text()) - jobs
+        lost = len(users) - await running.servers("ready")
+        for stream in streams:
+            stream.writer.close()
+    say(f"Hub killed with {len(users)} sessions, s", answers=answering, all_ready=took)
+    say("  afterwards", new_jobs=str(new), streams_cut=str(len(users) - still), lost=str(lost))
+    return {
+        "restart_ready_s": round(took, 2),
+        "restart_new_jobs": new,
+        "restart_streams_cut": len(users) - still,
     }
-    (directory / "local").mkdir()
-    async with hub(directory / "local", "simple", **settings) as running:
-        times = []
-        for number in (20, 21, 22):
-            times.append(await start(running, f"u{number}"))
-            await running.api("DELETE", f"users/u{number}/server")
-        return times
 
 
-# Alone -------------------------------------------------------------------------------------------------------------
+class Stream:
+    """A connection of a browser through the proxy to a lab, upgraded as a WebSocket is, to an echo."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def open(cls, running: Hub, user: str) -> "Stream":
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.public_port)
+        line = f"GET /user/{user}/echo HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        writer.write(line.encode())
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        if b" 101 " not in head:
+            raise RuntimeError(f"no stream to the lab of {user}: {head[:100]!r}")
+        stream = cls(reader, writer)
+        if not await stream.works():
+            raise RuntimeError(f"no echo from the lab of {user}")
+        return stream
+
+    async def works(self) -> bool:
+        """Whether bytes still come back."""
+        try:
+            self.writer.write(b"are you there?")
+            return await asyncio.wait_for(self.reader.readexactly(14), 30) == b"are you there?"
+        except (OSError, EOFError, TimeoutError):
+            return False
 
 
-async def polls(sessions: int = 10_000) -> dict[str, float]:
-    """The local look of `poll()`, with ten thousand sessions in the runner."""
+async def polls(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """`poll()` of the spawner with ten thousand sessions in the runner; no system is asked."""
+    sys.path.insert(0, str(HERE.parent / "tests" / "unit" / "adapters" / "hub"))
+    import stubworld
     from attrs import evolve
 
-    from moorage.core.model import Endpoint, Instant, Job, JobId, Owner, Ready, Route, SessionKey
-    from moorage.ports.sessions import StartRequest
+    from moorage.adapters.hub.service import registry
+    from moorage.adapters.hub.spawner import MoorageSpawner
+    from moorage.core.machine import begin
+    from moorage.core.model import Endpoint, Instant, Job, JobId, Owner, Ready, Route, SessionKey, SessionSpec
 
-    lab = await stubworld.start_lab()
-    with tempfile.TemporaryDirectory() as name:
-        async with hub(Path(name), "moorage", MoorageSpawner__compose="stubworld:compose") as running:
-            await ready_to_work()
-            runner = running.world.runner
-            first = await runner.start(
-                StartRequest(SessionKey("hub", Owner("u0")), stubworld.SystemName("alpha"), partition="batch")
-            )
-            template = (await runner.get(first)).session
-            state = Ready(Job(JobId("j")), Endpoint("n1", 1), Route("http://127.0.0.1:1"), Instant(0), Instant(1 << 61))
-            ids = []
-            for number in range(sessions):
-                spec = evolve(
-                    template.spec,
-                    id=runner.ports.choices.session_id(),
-                    key=SessionKey("hub", Owner(f"p{number}")),
-                )
-                runner._adopt(evolve(template, spec=spec, state=state), 1)
-                ids.append(spec.id)
-            await running.api("POST", "users/u1/servers/x", json={})
-            spawner = running.spawner("u1", "x")
-            spawner._asked, times = None, []
-            for session in ids:
-                spawner.session_id = session
-                began = time.perf_counter()
-                assert await spawner.poll() is None
-                times.append((time.perf_counter() - began) * 1000)
-            for session in ids:
-                runner._forget(runner.live[session])
-    stubworld.worlds.clear()
-    await lab.cleanup()
+    stubworld.labs.append("http://127.0.0.1:9")
+    times: list[float] = []
+    async with stubworld.compose(directory / "moorage.yaml", Silent()) as service:
+        world = stubworld.worlds[-1]
+        calls = Counting(world.system)
+        world.runner.ports.systems["alpha"] = evolve(world.runner.ports.systems["alpha"], system=calls)
+        far = Instant(1 << 61)
+        ready_state = Ready(Job(JobId("j")), Endpoint("n1", 1), Route("http://127.0.0.1:1"), Instant(0), far)
+        registry.provide(service)
+        spawner = MoorageSpawner()
+        ids = []
+        for number in range(wanted.polls):
+            key = SessionKey("hub", Owner(f"p{number}"))
+            id_ = world.runner.ports.choices.session_id()
+            spec = SessionSpec(id_, key, stubworld.SystemName("alpha"), asked_at=Instant(0), seed=0, deployment="test")
+            world.runner._adopt(evolve(begin(spec).session, state=ready_state), 1)
+            ids.append(spec.id)
+        before = calls.count
+        for session in ids:
+            spawner.session_id = session
+            began = time.perf_counter()
+            assert await spawner.poll() is None
+            times.append((time.perf_counter() - began) * 1000)
+        assert calls.count == before, "poll() asked the system"
+        registry.withdraw()
     times.sort()
     p99 = times[int(0.99 * len(times))]
-    print(f"poll() with {sessions} sessions, ms   p50 {times[len(times) // 2]:.3f}   p99 {p99:.3f}")
-    return {"poll_p99_ms": round(p99, 3)}
+    say(f"poll() with {wanted.polls} sessions, ms", p50=times[len(times) // 2], p99=p99, longest=times[-1])
+    return {"poll_p99_ms": round(p99, 4)}
 
 
-def form() -> dict[str, float]:
-    """Choice tree, JSON and escaping for 20 systems, 200 partitions, 50 services, 40 projects."""
-    from moorage.adapters.hub.rows import for_script, tree_of
-    from moorage.adapters.hub.texts import Texts
-    from moorage.core.catalog import (
-        Catalog,
-        Extra,
-        Instant,
-        Partition,
-        Place,
-        Project,
-        ResourceRange,
-        Service,
-        Start,
-        SystemName,
-        SystemOffer,
-        User,
-        choices,
-    )
-
-    resources = {name: ResourceRange(1, 100, 1) for name in ("nodes", "cores", "gpus")}
-    resources["walltime_s"] = ResourceRange(60, 86_400, 3_600)
+async def form(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """The whole form page over HTTP: 20 systems with 200 partitions and 40 projects each, 50 services."""
+    big = directory / "form"
+    big.mkdir(mode=0o700)
+    partitions = {
+        f"p{part}": {"description": f"Partition {part}", "max_walltime": "24h", "nodes": {"min": 1, "max": 100}}
+        for part in range(10)
+    }
+    projects = {f"project{number}": {"description": f"Project {number}"} for number in range(40)}
     systems = {
-        SystemName(f"s{number}"): SystemOffer(
-            f"System {number}",
-            partitions={f"p{part}": Partition(f"Partition {part}", resources=resources) for part in range(10)},
-            projects={f"project{project}": Project(f"Project {project}") for project in range(40)},
-        )
+        f"s{number}": {
+            "kind": "unicore",
+            "description": f"System {number}",
+            "options": {"url": f"https://127.0.0.1:9/S{number}/rest/core"},
+            "partitions": partitions,
+            "projects": projects,
+        }
         for number in range(20)
     }
-    extras = {f"k{number}": Extra(f"Kernel {number}") for number in range(5)}
-    places = {name: Place(Start(("lab", "{socket}"))) for name in systems}
-    services = {f"v{number}": Service(places, description=f"Service {number}", kernels=extras) for number in range(50)}
-    catalog, user, texts = Catalog(systems, services), User("alice"), Texts("en")
-    times, size = [], 0
-    for _ in range(10):
-        began = time.perf_counter()
-        size = len(for_script(tree_of(choices(catalog, user, Instant(0)), texts)))
-        times.append((time.perf_counter() - began) * 1000)
-    print(
-        f"form, 20 systems, 200 partitions, 50 services, ms   p50 {statistics.median(times):.1f}   {size // 1024} KiB"
-    )
-    return {"form_ms": round(statistics.median(times), 1)}
+    kernels = {f"k{number}": {"description": f"Kernel {number}"} for number in range(5)}
+    services = {
+        f"v{number}": {"description": f"Service {number}", "command": ["lab", "{socket}"], "kernels": kernels}
+        for number in range(50)
+    }
+    document = {"deployment": "bench", "systems": systems, "services": services}
+    (big / "moorage.yaml").write_text(yaml.safe_dump(document))
+    took: list[float] = []
+    async with hub(big, hubworld.moorage_settings(big)) as running, hubworld.browser(running, "u1") as browser:
+        for _ in range(11):
+            began = time.perf_counter()
+            async with browser.get("/hub/spawn/u1") as answer:
+                text = await answer.text()
+                assert answer.status == 200, text[:300]
+                assert "Partition 9" in text, "this is no form"
+            took.append((time.perf_counter() - began) * 1000)
+    p50 = statistics.median(took[1:])
+    say("form page, 20 systems, 50 services, ms", p50=p50, first=took[0], KiB=float(len(text) / 1024))
+    return {"form_ms": round(p50, 1)}
 
 
-def free_port() -> int:
-    import socket
+class Silent:
+    """A Hub that is told and does nothing."""
 
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    async def report(self, *_: Any) -> None: ...
+
+    async def publish(self, *_: Any) -> None: ...
+
+    async def withdraw(self, *_: Any) -> None: ...
+
+
+class Counting:
+    """A system that counts what it is asked."""
+
+    def __init__(self, system: Any) -> None:
+        self.system, self.count = system, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.count += 1
+        return getattr(self.system, name)
+
+
+FIGURES: dict[str, Callable[[Path, argparse.Namespace], Awaitable[Figures]]] = {
+    "form": form,
+    "polls": polls,
+    "starts": starts,
+    "ready": ready,
+    "restart": restart,
+    "memory": memory,
+    "peers": peers,
+}
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=100)
+    parser.add_argument("--only", choices=FIGURES, action="append", help="this figure; may be given several times")
+    parser.add_argument("--starts", type=int, default=100, help="starts at once")
+    parser.add_argument("--rounds", type=int, default=3, help="of the starts; the median counts")
+    parser.add_argument("--peers", type=int, default=20, help="starts at once beside spawners that start processes")
+    parser.add_argument("--sessions", type=int, default=1000, help="sessions for the memory, at most 1000")
+    parser.add_argument("--restart", type=int, default=500, help="sessions at the restart, at most 1000")
+    parser.add_argument("--polls", type=int, default=10_000, help="sessions that are polled")
     parser.add_argument("--no-lab", action="store_true", help="leave out real JupyterLabs")
-    parser.add_argument("--only", choices=["starts", "ready", "polls", "form"])
     wanted = parser.parse_args()
-    logging.getLogger("JupyterHub").setLevel(logging.CRITICAL)
-    figures: dict[str, float] = {}
-    if wanted.only in (None, "form"):
-        figures |= form()
-    if wanted.only in (None, "polls"):
-        figures |= await polls()
-    if wanted.only in (None, "starts"):
-        figures |= await starts_and_stalls(wanted.starts)
-    if wanted.only in (None, "ready"):
-        figures |= await ready_times((not wanted.no_lab and shutil.which("jupyter") is not None) or not wanted.no_lab)
+    figures: Figures = {}
+    for name in wanted.only or FIGURES:
+        with tempfile.TemporaryDirectory(prefix=f"moorage-bench-{name}-") as directory:
+            Path(directory).chmod(0o755 if name == "peers" else 0o700)
+            try:
+                async with asyncio.timeout(300):
+                    figures |= await FIGURES[name](Path(directory), wanted)
+            except Exception:
+                for log in sorted(Path(directory).rglob("*.log")):
+                    sys.stderr.write(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}\n")
+                raise
     print(json.dumps(figures))
 
 
