@@ -52,7 +52,7 @@ from moorage.plugins import PluginFailed, Plugins, load_plugins, told
 from moorage.ports.clock import Clock
 from moorage.ports.credentials import Token, Vault
 from moorage.ports.dialer import Dialer
-from moorage.ports.errors import PortError, Refused, StoreFailed, Unauthorised, Unreachable
+from moorage.ports.errors import PortError, Refused, StoreError, StoreFailed, Unauthorised, Unreachable
 from moorage.ports.hub import Hub
 from moorage.ports.sessions import StartRequest
 from moorage.ports.system import Handle, Load, Measured, System
@@ -600,7 +600,7 @@ async def compose(
         )
         runner = Runner(ports, limits_of(config), context.deployment, [*_observers(plugins), *watchers])
         await stack.enter_async_context(runner)
-        yield Deployment(
+        deployment = Deployment(
             path=path,
             directory=context.directory,
             config=config,
@@ -615,6 +615,40 @@ async def compose(
             doors=doors,
             entries=entries,
         )
+        stack.push_async_callback(_cancelled, asyncio.create_task(_prune(deployment)))
+        yield deployment
+
+
+PRUNE_S = 6 * 3600
+
+
+async def _prune(deployment: Deployment) -> None:
+    """Forget what has been over for longer than the configuration of the moment says; for ever, now and then."""
+    while True:
+        days = deployment.config.store.keep_days
+        if days:
+            try:
+                gone = await pruned(deployment.store, Instant(deployment.ports.clock.now() - days * 86_400_000))
+                if gone:
+                    log.info("%s sessions that were over for %s days are forgotten", gone, days)
+            except StoreError as error:
+                log.warning("old sessions are not forgotten yet: %s", error)
+        await asyncio.sleep(PRUNE_S)
+
+
+async def pruned(store: "SqlStore", before: Instant) -> int:
+    """Forget all of them, a few at a time; how many there were."""
+    gone = last = await store.prune(before)
+    while last:
+        await asyncio.sleep(0.1)
+        last = await store.prune(before)
+        gone += last
+    return gone
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @frozen

@@ -533,6 +533,11 @@ class StoreConfig:
 
     url: StoreUrl = field(default="sqlite:///moorage.sqlite", metadata=doc("address of the database"))
     password: SecretRef | None = field(default=None, metadata=doc("the database's password, as a reference"))
+    keep_days: int = field(
+        default=90,
+        validator=validators.ge(0),
+        metadata=doc("days for which a session that is over is kept, with history and end of log; 0: for ever"),
+    )
 
 
 @frozen(kw_only=True)

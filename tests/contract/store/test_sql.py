@@ -21,6 +21,7 @@ from moorage.adapters.local.database import open_database
 from moorage.adapters.local.schema import SCHEMA, metadata
 from moorage.adapters.local.store import SqlStore
 from moorage.core.events import StopAsked, Woke
+from moorage.core.model import Instant
 from moorage.core.secret import Secret
 from moorage.ports.errors import StoreFailed
 
@@ -559,3 +560,22 @@ async def test_newest_is_the_latest_time(address: str) -> None:
         assert await store.newest() == 0
         await created(store, new())
         assert await store.newest() == AT
+
+
+# Retention ------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_has_been_over_for_long_is_forgotten_and_nothing_else(address: str) -> None:
+    """A few at a time; what lives, what has something left, and what ended lately stay, and nothing is damaged."""
+    async with opened(address) as store:
+        for number in range(1, 6):
+            assert (await lived(store, new(number, groups=("staff",)), (StopAsked(),))).session.over
+        living = await lived(store, new(6), LIFE[:3])
+        leaving = await lived(store, new(7))
+        assert await store.prune(AT) == 0
+        assert [await store.prune(Instant(AT + 1), 2) for _ in range(4)] == [2, 2, 1, 0]
+        assert await store.load(session_id(1)) is None
+        assert await store.log(session_id(1)) == []
+        assert {stored.session.id for stored in await store.unfinished()} == {living.session.id, leaving.session.id}
+        assert await store.check() == []
+        await created(store, new(8))

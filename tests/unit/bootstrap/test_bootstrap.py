@@ -9,13 +9,14 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from moorage.bootstrap import (
     Deployment,
     PeopleTokens,
     compose,
     limits_of,
+    pruned,
     read_config,
     read_secret,
     state_directory,
@@ -24,6 +25,8 @@ from moorage.bootstrap import (
 )
 from moorage.config import ConfigError, SecretRef
 from moorage.core.catalog import SessionOptions, User, validate
+from moorage.core.events import StopAsked
+from moorage.core.machine import begin, step
 from moorage.core.model import (
     Endpoint,
     Instant,
@@ -380,3 +383,34 @@ def test_files_of_a_deployment_stand_beside_its_configuration(tmp_path: Path) ->
     assert limits_of(config).on_system("juniper") == 7
     other, _ = read_config(write(tmp_path, CONFIG + "store: {url: 'postgresql://me@db/moorage'}\n"))
     assert store_address(other, tmp_path) == "postgresql://me@db/moorage"
+
+
+@pytest.mark.parametrize(("keep", "there"), [("", False), ("store: {keep_days: 0}\n", True)])
+async def test_what_was_over_long_ago_is_forgotten_at_the_start(tmp_path: Path, keep: str, there: bool) -> None:
+    file = write(tmp_path, CONFIG + keep)
+    async with deployed(file) as deployment:
+        session = await start(deployment)
+        now = deployment.ports.clock.now()
+        old = Instant(now - 91 * 86_400_000)
+        stale = begin(evolve((await deployment.runner.get(session)).session.spec, id=SessionId("o" * 26))).session
+        await deployment.store.save(stale, None, old, 0)
+        await deployment.store.save(step(stale, StopAsked(), old).session, StopAsked(), old, 1)
+    async with deployed(file) as deployment:
+        async with asyncio.timeout(5):
+            while not there and await deployment.store.load(SessionId("o" * 26)) is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert (await deployment.store.load(SessionId("o" * 26)) is not None) is there
+        assert await deployment.store.load(session) is not None
+
+
+async def test_all_of_them_are_forgotten_a_few_at_a_time() -> None:
+    class Store:
+        left = 450
+
+        async def prune(self, before: Instant, most: int = 200) -> int:
+            gone = min(most, self.left)
+            self.left -= gone
+            return gone
+
+    assert await pruned(Store(), Instant(0)) == 450  # type: ignore[arg-type]

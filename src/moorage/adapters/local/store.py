@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from attrs import frozen
-from sqlalchemy import Connection, Engine, Select, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, Select, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 
 from moorage.core.admission import Taken, takes_place
@@ -124,6 +124,18 @@ class SqlStore:
     async def check(self) -> Sequence[Damage]:
         """Compare everything with its digests and every session with the replay of its log. Takes its time."""
         return await self._read(_check)
+
+    async def prune(self, before: Instant, most: int = 200) -> int:
+        """
+        Forget sessions that were over, with nothing left of them, before an instant.
+
+        Args:
+            most: How many at once, so that nobody who saves has to wait long.
+
+        Returns:
+            How many there were; as many as `most` means that there may be more.
+        """
+        return await self._read(_prune, before, most)
 
     async def close(self) -> None:
         """See `Store.close`. Saves that wait are finished first; later calls raise `StoreFailed`. Again is harmless."""
@@ -560,6 +572,15 @@ def _latest(connection: Connection, key: SessionKey) -> Stored | None:
     )
     row = connection.execute(_STORED.where(*same).order_by(sessions.c.number.desc()).limit(1)).one_or_none()
     return None if row is None else _stored_or_rebuilt(connection, row)
+
+
+def _prune(connection: Connection, before: Instant, most: int) -> int:
+    old = select(heads.c.id).where(heads.c.finished == 1, heads.c.at < before).order_by(heads.c.at).limit(most)
+    with writing(connection):
+        ids = list(connection.execute(old).scalars())
+        for table in (records, members, heads, sessions):
+            connection.execute(delete(table).where(table.c.id.in_(ids)))
+    return len(ids)
 
 
 def _unfinished(connection: Connection) -> list[Stored]:
