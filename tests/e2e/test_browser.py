@@ -206,6 +206,47 @@ def test_a_failing_start_says_why(demo: Demo, visit: Visit) -> None:
     accessible(page)
 
 
+def test_what_runs_is_told_inside_the_lab_and_on_its_page(demo: Demo, visit: Visit) -> None:
+    """Twelve minutes: JupyterLab warns by itself, the table too, and the page shows what the lab says now."""
+    start_by_api(demo, "alice", "short", system="uni", partition="devel", walltime_s=720)
+    page = visit()
+    wait_for_server(demo, "alice", "short")
+    page.wait_for_selector("#moorage-alerts:has-text('short ends in')")
+    lab = page.context.new_page()
+    lab.goto(f"{demo.url}/user/alice/short/lab")
+    lab.wait_for_selector("text=save your work", timeout=60_000)
+    shot(lab, "lab-warns")
+    row(page, "short").get_by_role("link", name="Details").click()
+    page.wait_for_selector("#session-log:has-text('ServerApp')", timeout=60_000)
+    shot(page, "session-running")
+    accessible(page)
+    stop_by_api(demo, "alice", "short")
+
+
+def test_the_load_of_a_partition_is_shown_with_its_age(demo: Demo, visit: Visit) -> None:
+    page = visit()
+    new_session(page, "Load")
+    page.select_option("#moorage-system", "uni")
+    page.wait_for_selector("#moorage-load:has-text('nodes free')")
+    assert re.fullmatch(r"\d of \d nodes free, \d+ s ago", page.inner_text("#moorage-load"))
+    shot(page, "form-load")
+    accessible(page)
+
+
+def test_ticks_are_kept_for_the_service_that_has_them(visit: Visit) -> None:
+    """A service without kernels on the way does not untick those of the next one."""
+    page = visit()
+    new_session(page, "Ticks")
+    page.select_option("#moorage-service", "broken")
+    assert page.locator("input[name='kernels[]'][type=checkbox]").count() == 0
+    page.select_option("#moorage-service", "jupyterlab-4")
+    assert page.is_checked("#moorage-kernels-python")
+    page.uncheck("#moorage-kernels-python")
+    page.select_option("#moorage-service", "broken")
+    page.select_option("#moorage-service", "jupyterlab-4")
+    assert not page.is_checked("#moorage-kernels-python")
+
+
 def test_fields_depend_on_those_before_them(demo: Demo, visit: Visit) -> None:
     """What is not there is not offered, what cannot be had says why, what changed is marked."""
     page = visit()

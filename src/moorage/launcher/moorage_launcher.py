@@ -291,6 +291,60 @@ class Gate:
             self._seen.discard(self.floor)
 
 
+# -- what the lab is told ---------------------------------------------------------------------------------------
+
+# A container of webpack's module federation, written by hand: JupyterLab calls init, then get, and activates what that
+# gives. The lab's clock is the node's, as its answers tell it; the browser's may be wrong by more than the warning.
+# Source: jupyterlab/staging/bootstrap.js and index.js (createModule), apputils-extension (apputils:notify, since 4.0).
+WARNING = """\
+(function () {
+  var ends = %(ends)d, warned = Infinity, ahead = 0;
+  function words(left) {
+    var minutes = Math.max(1, Math.round(left / 60000));
+    var at = new Date(ends - ahead).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    var span = minutes + (minutes === 1 ? " minute" : " minutes");
+    return "This session ends at " + at + ", in " + span + ": save your work.";
+  }
+  function banner(text) {
+    var box = document.getElementById("%(name)s") || document.createElement("div");
+    box.id = "%(name)s";
+    box.setAttribute("role", "alert");
+    box.style.cssText = "position:fixed;right:1em;bottom:2em;z-index:9999;padding:1em;background:#fff3cd;color:#000";
+    box.textContent = text;
+    box.onclick = function () { box.remove(); };
+    document.body.appendChild(box);
+  }
+  function say(app, text) {
+    if (app.commands.hasCommand("apputils:notify"))
+      app.commands.execute("apputils:notify", { message: text, type: "warning", options: { autoClose: false } });
+    else banner(text);
+  }
+  function look(app) {
+    var left = ends - (Date.now() + ahead);
+    var due = [15, 5, 1].filter(function (minutes) { return left <= minutes * 60000; }).pop();
+    if (due === undefined || left < 0 || due >= warned) return;
+    warned = due;
+    say(app, words(left));
+  }
+  function begin(app) {
+    fetch(app.serviceManager.serverSettings.baseUrl + "api").then(function (answer) {
+      ahead = (Date.parse(answer.headers.get("Date")) || Date.now()) - Date.now();
+    }).catch(function () {}).then(function () {
+      look(app);
+      setInterval(function () { look(app); }, 10000);
+    });
+  }
+  var plugin = {
+    id: "%(name)s:plugin", autoStart: true,
+    activate: function (app) { app.restored.then(function () { begin(app); }); }
+  };
+  (window._JUPYTERLAB = window._JUPYTERLAB || {})["%(name)s"] = {
+    init: function () {},
+    get: function () { return Promise.resolve(function () { return plugin; }); }
+  };
+})();
+"""
+
 # -- the launcher -----------------------------------------------------------------------------------------------
 
 
@@ -933,6 +987,9 @@ class Lab:
         environment.update(self.plan["environment"])
         environment.update(self._secrets)
         environment["MOORAGE_TAG"] = self.plan["tag"]
+        if self.launcher.ends_at is not None:
+            path = [environment.get("JUPYTER_PATH", ""), warning_folder(self.launcher.ends_at)]
+            environment["JUPYTER_PATH"] = os.pathsep.join(part for part in path if part)
         return environment
 
     async def connect(self, deadline: float) -> Tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -1379,6 +1436,31 @@ def walltime_end(walltime_s: int) -> Optional[float]:
     if re.fullmatch("[0-9]{1,12}", told) and int(told) > 0:
         return float(told)
     return time.time() + walltime_s if walltime_s else None
+
+
+def warning_folder(ends_at: float) -> str:
+    """
+    A folder for JUPYTER_PATH that makes JupyterLab warn before the batch system ends the job; "" if it cannot be made.
+
+    It holds an extension as JupyterLab finds them in `labextensions`, small enough to be written without its tools.
+    Anything but JupyterLab takes no notice of it.
+    """
+    name = "moorage-time-left"
+    folder = os.path.join("jupyter", "labextensions", name)
+    build = {"load": "static/entry.js", "extension": "./it"}
+    files = {
+        "package.json": json.dumps({"name": name, "version": "1.0.0", "jupyterlab": {"_build": build}}),
+        "install.json": json.dumps({"packageManager": "moorage", "uninstallInstructions": "ends with the session"}),
+        "static/entry.js": WARNING % {"name": name, "ends": int(ends_at * 1000)},
+    }
+    try:
+        os.makedirs(os.path.join(folder, "static"), 0o700, exist_ok=True)
+        for file, text in files.items():
+            with open(os.path.join(folder, file), "w", encoding="ascii") as opened:
+                opened.write(text)
+    except OSError:
+        return ""  # a full quota: no warning, but a lab
+    return os.path.abspath("jupyter")
 
 
 def write_atomically(name: str, text: str) -> None:

@@ -569,6 +569,22 @@ def test_walltime_left_comes_from_the_plan_or_from_slurm(make_job, python):
     assert make_job(python).start().ask(Purpose.PROBE).left_s is None
 
 
+def test_jupyterlab_finds_a_warning_with_the_time_of_the_end(make_job, python):
+    """Beside what the site says in JUPYTER_PATH; without a walltime there is nothing to warn of."""
+    job = make_job(python)
+    job.environment |= {"SLURM_JOB_END_TIME": "2000000000", "JUPYTER_PATH": "/site/jupyter"}
+    report = job.directory / "report.json"
+    job.start(walltime_s=3600, args=(f"--report={report}",)).serving()
+    site, ours = json.loads(report.read_text())["environment"]["JUPYTER_PATH"].split(os.pathsep)
+    assert (site, ours) == ("/site/jupyter", str(job.directory / "jupyter"))
+    extension = Path(ours, "labextensions", "moorage-time-left")
+    build = json.loads((extension / "package.json").read_text())["jupyterlab"]["_build"]
+    assert "2000000000000" in (extension / build["load"]).read_text()
+    endless = make_job(python)
+    endless.start(args=(f"--report={endless.directory / 'report.json'}",)).serving()
+    assert not (endless.directory / "jupyter").exists()
+
+
 def test_reports_are_posted_where_they_can_be(job, postbox):
     url, received = postbox
     job.start(callback=url).serving()
