@@ -1,6 +1,7 @@
 """The end of a session in one sentence with what to do, in the user's language, and as an exception for the Hub."""
 
 import html
+import re
 from typing import assert_never
 
 from tornado import web
@@ -20,7 +21,8 @@ def sentence(texts: Texts, cause: Cause, evidence: Evidence) -> str:
     what = texts(f"cause.{cause.value}")
     note = " ".join(evidence.note.split())
     said = f" ({note})" if note and cause not in _OURS else ""
-    code = texts("cause.exit_code", code=evidence.exit_code) if evidence.exit_code not in (None, 0) else ""
+    known = evidence.exit_code in (None, 0) or re.search(rf"\b{evidence.exit_code}\b", note)
+    code = "" if known else texts("cause.exit_code", code=evidence.exit_code)
     return " ".join(part for part in (what.rstrip(".") + said + ".", code, texts(f"advice.{cause.value}")) if part)
 
 

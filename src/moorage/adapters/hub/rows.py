@@ -137,9 +137,9 @@ def state_text(session: Session, texts: Texts) -> str:
             what = sentence(texts, state.cause, state.evidence)
             return texts("state.stopping") if isinstance(state, Stopping) else what
         case Waiting():
-            return _with(texts(f"why.{state.why.value}"), state.note)
+            return texts.with_note(texts(f"why.{state.why.value}"), state.note)
         case Queued():
-            return _with(texts("state.queued"), state.job.note)
+            return texts.with_note(texts("state.queued"), state.job.note)
         case Starting() | Connecting() | Ready() | Degraded():
             text = texts(f"state.{type(state).__name__.lower()}")
             return texts("state.on", text=text, node=state.job.node) if state.job.node else text

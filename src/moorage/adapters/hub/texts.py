@@ -40,7 +40,12 @@ class Texts:
             text = self.get(f"why.{key}" if reason[1] == "waiting" else f"cause.{key}", text)
         if progress.state == "starting" and note.startswith("on "):
             return self("state.on", text=text, node=note.removeprefix("on "))
-        return f"{text}: {note}" if colon and note else text
+        return self.with_note(text, note) if colon else text
+
+    def with_note(self, text: str, note: str) -> str:
+        """With what the system said: words that every scheduler uses in the reader's language, others as they are."""
+        said = self.get("note." + re.sub("[^a-z]+", "_", note[:80].lower()).strip("_"), note)
+        return f"{text}: {said}" if said else text
 
     def all(self) -> dict[str, str]:
         """Every text, for the scripts of the pages."""

@@ -227,7 +227,9 @@ def test_many_sessions_of_one_person_end_at_once(tmp_path: Path) -> None:
         (Progress("starting", 55, "starting: no such host"), "starting: no such host"),
         (Progress("waiting", 5, "waiting (limit): two of two"), "waiting for a place: all are taken: two of two"),
         (Progress("ended", 100, "ended (out of memory): oom"), "The session used more memory than it had: oom"),
-        (Progress("queued", 30, "in the queue: Priority"), "in the queue: Priority"),
+        (Progress("queued", 30, "in the queue: Priority"), "in the queue: others come first"),
+        (Progress("queued", 30, "in the queue: QOSMaxJobs"), "in the queue: QOSMaxJobs"),
+        (Progress("queued", 30, "in the queue: PENDING"), "in the queue"),
         (Progress("ended", 100, "ended (nonsense)"), "ended"),
     ],
 )

@@ -27,9 +27,9 @@ function one(list, wish, preferred = () => false) {
   return open(list).find(preferred) ?? open(list)[0] ?? null;
 }
 
-/** Every field, nearest to what is wished for; also the lists from which each was taken. `before` are those of the wish. */
-function fit(wish, before = {}) {
-  const now = { lists: {}, ranges: {} };
+/** Every field, nearest to what is wished for; also the lists from which each was taken. `seen`: what could be ticked so far. */
+function fit(wish, seen = {}) {
+  const now = { lists: {}, ranges: {}, seen: { ...seen } };
   const take = (name, list, preferred) => {
     now.lists[name] = list;
     const found = one(list, wish[name], preferred);
@@ -61,7 +61,8 @@ function fit(wish, before = {}) {
     const can = open(now.lists[name]);
     const wished = Array.isArray(wish[name]) ? wish[name] : null;
     // Where nothing can be ticked the wish is kept for the next service; what was not there to tick is as proposed.
-    const asked = (each) => wished && (!before[name] || named(before[name], each.name));
+    const asked = (each) => wished && (!seen[name] || seen[name].includes(each.name));
+    if (can.length) now.seen[name] = [...(seen[name] ?? []), ...can.map((each) => each.name)];
     now[name] = can.length ? can.filter((each) => (asked(each) ? wished.includes(each.name) : each.ticked)).map((each) => each.name) : wished;
   }
   return now;
@@ -233,7 +234,7 @@ async function look() {
 function changed(event) {
   const name = event.target.name;
   const before = choice;
-  choice = fit({ ...before, [name]: event.target.value }, before.lists);
+  choice = fit({ ...before, [name]: event.target.value }, before.seen);
   because = name;
   marked = new Set(["service", "system", "account", "project", "partition", "reservation", ...RESOURCES].filter(
     (each) => each !== name && before[each] !== undefined && before[each] !== "" && String(before[each]) !== String(choice[each] ?? "") && (choice.ranges[each] || choice.lists[each])));
