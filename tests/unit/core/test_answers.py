@@ -581,6 +581,22 @@ def test_the_late_answer_of_the_submit_makes_the_unknown_job_known() -> None:
     assert [left.job for left in life.decision.session.residue if left.kind is Left.JOB] == [JOB, OTHER]
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_lookup_makes_the_unknown_job_known(alive: bool) -> None:
+    """Also one that is over: its end has to be said twice, and its files have to go."""
+    tag = tag_of(a_spec(), 1)
+    life = lost()
+    life.take(events.StopAsked())
+    life.take(events.Found(1, life.now, (Sighting(JOB, tag, alive=alive),)), after_s=1)
+    (cancel,) = life.new
+    assert cancel == effects.Cancel(a_spec().id, 1, cancel.number, tag, JOB)
+    assert residue(life, Left.JOB).asked == cancel.number
+    life.take(events.CancelAnswered(JOB, life.now, Gone(EndReason.FINISHED)))
+    life.seen(observation=Gone(EndReason.FINISHED), after_s=5)
+    assert isinstance(life.state, Ended)
+    assert kinds_left(life) == [Left.SECRET, Left.FILES]
+
+
 def test_an_absent_job_that_has_to_go_is_cancelled_and_looked_up_at_once() -> None:
     life = Life().queued()
     life.take(events.StopAsked())
