@@ -1,16 +1,19 @@
 """`moorage run`: a session on a simulated UNICORE site whose jobs are real processes, from the command to its end."""
 
 import asyncio
+import base64
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -130,6 +133,62 @@ async def test_the_real_jupyterlab_is_reached(site: Running, configure: Configur
         told.process.send_signal(signal.SIGTERM)
         await ended(told, Exit.FINE)
     assert left_at(site) == []
+
+
+def shapes(secret: str) -> set[bytes]:
+    """A secret as it is, and as it may be written on the way: hexadecimal, in an address, in base 64 at any place."""
+    raw = secret.encode()
+    coded = {base64.b64encode(b"x" * before + raw)[4 if before else 0 : -4] for before in range(3)}
+    return {raw, raw.hex().encode(), quote(secret, safe="").encode(), *coded, *(base64.urlsafe_b64encode(raw)[:-4],)}
+
+
+def showing(data: bytes, secrets: Mapping[str, str]) -> set[str]:
+    return {name for name, secret in secrets.items() if any(shape in data for shape in shapes(secret))}
+
+
+def contents(folder: str | Path) -> Iterator[tuple[Path, bytes]]:
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            yield path, path.read_bytes()
+
+
+def commands() -> Iterator[bytes]:
+    """What everybody on this machine sees of every process."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield (process / "cmdline").read_bytes()
+
+
+def environment(process: str) -> bytes:
+    return Path(f"/proc/{process}/environ").read_bytes()
+
+
+async def test_secrets_are_shown_nowhere_and_none_is_left(
+    site: Running, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Password, gate secret and the lab's token, in every shape, in everything that others may see."""
+    secrets = {"password": PASSWORD, "lab": "canary-lab-token-51c9"}
+    monkeypatch.setenv("MOORAGE_LAB_TOKEN", secrets["lab"])
+    with tempfile.TemporaryDirectory(prefix="moor") as scratch:
+        async with command(configure(site.url), scratch=scratch) as told:
+            ready = await told.until("ready")
+            lab = (await ask(ready["address"]))[1].split()[2].rstrip(",")
+            (gate,) = [data for path, data in contents(scratch) if path.name.startswith("gate-")]
+            secrets["gate"] = gate.decode()
+            for path, data in contents(scratch):
+                assert "vault" in path.parts or not showing(data, secrets), path
+            for path, data in contents(str(site.config.directory)):
+                assert not showing(data, secrets), path
+            for job in site.site.jobs.values():
+                assert not showing(json.dumps([job.log, job.submitted, job.message]).encode(), secrets)
+            assert [words for words in commands() if showing(words, secrets)] == []
+            # The lab is told its own token; nothing else, although the site's own environment has the password.
+            assert showing(environment(lab), secrets) == {"lab"}
+            told.process.send_signal(signal.SIGINT)
+            said = await ended(told, Exit.FINE)
+        assert not showing(said.encode() + json.dumps(told.events).encode(), secrets)
+        assert [path for path, _ in contents(scratch)] == []
+    assert [path for path, data in contents(str(site.config.directory)) if showing(data, secrets)] == []
 
 
 async def test_a_lab_that_ends_ends_the_session_with_its_log(site: Running, configure: Configure) -> None:
