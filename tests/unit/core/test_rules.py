@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.core.life import ENDPOINT, JOB, ROUTE, START, a_spec
@@ -357,6 +357,13 @@ def test_timeouts_are_data() -> None:
         Timeouts().override({"cal_s": 7})
     with pytest.raises(ValueError, match="call_s"):
         Timeouts(call_s=0)
+
+
+def test_every_duration_says_what_it_means() -> None:
+    """The meaning travels with the field into the schema for editors."""
+    meanings = [each.metadata["doc"] for each in fields(Timeouts)]
+    assert all(isinstance(meaning, str) and " " in meaning for meaning in meanings)
+    assert len(set(meanings)) == len(meanings)
 
 
 @pytest.mark.parametrize("wrong", [{"in_all": -1}, {"per_user": "x"}, {"per_group": {"g": -1}}, {"per_group": {1: 1}}])
