@@ -71,7 +71,9 @@ from moorage.core.model import (
     Submitting,
     SystemName,
     Waiting,
+    Why,
 )
+from moorage.core.timeouts import Timeouts
 from moorage.performing import Kind as Way
 
 from .clock import EPOCH_MS
@@ -641,11 +643,13 @@ def repair_is_bounded(world: "World") -> Iterator[tuple[str, SessionId]]:
     invariants = world.invariants
     assert invariants is not None
     minutes = max(1.0, (world.loop.now_ms - invariants.opens_since) / 60_000)
-    opened = world.relay.opened - invariants.opens_seen
-    sessions = max(1, len(world.shelf.open))
-    if opened > 150 * minutes * sessions:
-        yield f"{opened} opens in {minutes:.1f} min for {sessions} sessions", SessionId("")
-    invariants.opens_since, invariants.opens_seen = world.loop.now_ms, world.relay.opened
+    factor = max((1 / plan.timeouts.repair_s for plan in world.plan.systems), default=1) * Timeouts().repair_s
+    for session, opened in world.relay.opened.items():
+        # With full jitter a pause may be none, but not always.
+        if opened > (10 + 80 * minutes) * max(1.0, factor):
+            yield f"its path was opened {opened} times in {minutes:.1f} min", session
+    invariants.opens_since = world.loop.now_ms
+    world.relay.opened.clear()
 
 
 def poll_cost_bounded(world: "World") -> Iterator[tuple[str, SessionId]]:
@@ -699,10 +703,17 @@ def what_is_wrong_is_mended(world: "World") -> Iterator[tuple[str, SessionId]]:
         since_s = (now - state.since) // 1000 if not isinstance(state, Ended) else 0
         if isinstance(state, Submitting):
             yield f"it is being submitted for {since_s} s", id_
+        elif isinstance(state, Queued) and now - state.since > 1000 * timeouts.queued_s + limit_ms:
+            yield f"it is Queued for {since_s} s, {timeouts.queued_s:.0f} s are allowed", id_
+        elif isinstance(state, Waiting) and now - session.spec.asked_at > 1000 * timeouts.waiting_s + limit_ms:
+            yield f"it waits for {(now - session.spec.asked_at) // 1000} s, {timeouts.waiting_s:.0f} s are allowed", id_
         elif isinstance(state, Queued | Starting | Connecting | Degraded):
             site = world.sites[session.spec.system]
             job = site.jobs.get(state.job.id)
-            if job is None or (job.ended_at is not None and site.clock() - job.ended_at > limit_ms):
+            boots_at = None if job is None or job.launcher is None else job.launcher.boots_at
+            if isinstance(state, Queued) and boots_at is not None and site.clock() - boots_at > limit_ms:
+                yield f"its job runs for {(site.clock() - boots_at) // 1000} s and it is still Queued", id_
+            elif job is None or (job.ended_at is not None and site.clock() - job.ended_at > limit_ms):
                 yield f"its job is over and it is still {_state(session)} after {since_s} s", id_
             elif isinstance(state, Degraded) and _answers(job) and site.clock() > job.silent_until + limit_ms:
                 yield f"its job answers and its path is in doubt for {since_s} s", id_
@@ -732,7 +743,29 @@ def _answers(job: SiteJob) -> bool:
     return job.alive and not job.foreign_until and job.launcher is not None and not job.launcher.over
 
 
+def no_starvation(world: "World") -> Iterator[tuple[str, SessionId]]:
+    """I37: who waits for a place gets it once there is one."""
+    invariants = world.invariants
+    assert invariants is not None
+    now, could = world.loop.now_ms, dict[SessionId, int]()
+    standing = invariants.shared or any(process.life.resumed is not None for process in world.processes)
+    for id_ in () if standing else world.shelf.open:
+        session = world.shelf.sessions[id_].session
+        if not isinstance(session.state, Waiting) or session.state.why not in (Why.ASKED, Why.LIMIT):
+            continue
+        if now - max(world.shelf.failed_at, invariants.disturbed_at) < LOOK_MS or not _could_start(world, session):
+            continue
+        could[id_] = since = invariants.could_start.get(id_, now)
+        if now - since > 1000 * session.spec.timeouts.fairness_s:
+            yield f"it waits although there has been a place for it for {(now - since) // 1000} s", id_
+    invariants.could_start = could
+
+
+LOOK_MS = 60_000
+"""How often everything is looked at as a whole."""
+
 LOOKS = (
+    no_starvation,
     ready_decays,
     repair_is_bounded,
     poll_cost_bounded,
@@ -768,7 +801,8 @@ class Invariants:
         self.decisions = self.about_decisions = 0
         self.healed_at: int | None = None
         self.disturbed_at = 0
-        self.opens_since = self.opens_seen = 0
+        self.opens_since = 0
+        self.could_start: dict[SessionId, int] = {}
         self.shared = False  # more than one process has worked on the store at the same time
         self.polls_since = self.crashes_since = 0
         self.polls_seen: dict[str, int] = {}

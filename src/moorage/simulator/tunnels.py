@@ -1,5 +1,6 @@
 """The relay of the simulated world and the port `Tunnels` to it. The relay outlives the process under test."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from attrs import define, frozen
@@ -48,7 +49,8 @@ class Relay:
         self.paths: dict[SessionId, Path] = {}
         self.closed: dict[str, tuple[SessionId, int]] = {}
         """Addresses that were given back: whose they were, and when."""
-        self.opened = 0
+        self.opened: Counter[SessionId] = Counter()
+        """How often each session had a path opened, since somebody last looked."""
         self.on_open: Callable[[Path], None] = lambda _path: None
         self._ports = 0
         self._last: Mapping[SessionId, PathReport] = {}
@@ -62,7 +64,7 @@ class Relay:
             route = Route(f"127.0.0.1:{30_000 + self._ports}")
             tag = tag_of(spec, attempt)
             path = self.paths[spec.id] = Path(spec.id, attempt, tag, spec.system, endpoint, route, now)
-        self.opened += 1
+        self.opened[spec.id] += 1
         for kind in self.faults.happens("net", "path"):
             self._happen(path, kind, now)
         self.sites[path.system].advance(now)

@@ -42,6 +42,7 @@ from moorage.core.timeouts import Timeouts
 from moorage.performing import SystemEntry
 from moorage.ports.errors import StoreError
 from moorage.ports.sessions import StartRequest
+from moorage.ports.system import System
 from moorage.runner import Ports, Runner
 
 from .batch import BatchSystem, JobRequest, Node, Partition, Preempt, Settings
@@ -53,22 +54,23 @@ from .credentials import Safe, SimCredentials, SimVault
 from .faults import Decider, Faults, Kind, Quiet
 from .guard import guarded
 from .hub import HubSide, SimHub
-from .invariants import Broken, Invariants, Saved, pending, remains
+from .invariants import LOOK_MS, Broken, Invariants, Saved, pending, remains
 from .loop import Runaway, Stalled, VirtualLoop, virtual_loop
 from .site import Habits, Site, SiteJob, Watching
 from .store import Shelf, SimStore
-from .systems import Happenings, PushingSystem, SimSystem
+from .systems import Gates, Happenings, PushingSystem, SimSystem
 from .tunnels import Relay, SimTunnels
 from .wakeups import SimWakeups
 
 TICK_MS = 15_000
 """How often what happens to a whole process or network has an opportunity."""
 
-LOOK_MS = 60_000
-"""How often everything is looked at as a whole."""
-
 RESTART_MS = (200, 20_000)
 """From a process's death to its next start."""
+
+
+MakeSystem = Callable[[Site, Road, SimClock, Gates, Happenings], System]
+"""From the true site, the way to it, the clock of the process, the gate secrets, and what happens to new jobs."""
 
 
 @frozen
@@ -91,8 +93,8 @@ class SystemPlan:
     schedule_ms: int = 1_000
     max_walltime_s: int = 86_400
     calls: int = 16
-    busy: float = 0.0
-    """Share of the nodes that jobs of others hold."""
+    make: "MakeSystem | None" = None
+    """Makes the system as a process has it, instead of the usual double: for an adapter that is under test."""
 
 
 @frozen
@@ -322,7 +324,7 @@ class World:
 
         entries = {}
         for plan in self.plan.systems:
-            make = PushingSystem if plan.pushes else SimSystem
+            make: MakeSystem = plan.make or (PushingSystem if plan.pushes else SimSystem)
             system = make(self.sites[plan.name], self._way(road, plan), clock, gates, self.happenings)
             if isinstance(system, PushingSystem):
                 self.pushing[plan.name] = system

@@ -10,8 +10,8 @@ from moorage.core.model import Owner, SessionKey, SystemName
 from moorage.core.timeouts import Timeouts
 from moorage.ports.sessions import StartRequest
 from moorage.simulator.choices import Seeded, Source, chance, pick
-from moorage.simulator.crashes import Crash
-from moorage.simulator.faults import Decider, Quiet, Swarm
+from moorage.simulator.crashes import Crash, crash_points
+from moorage.simulator.faults import Decider, Quiet, Rates, Swarm
 from moorage.simulator.storms import STORMS
 from moorage.simulator.users import NAMES, Crowd, Visit
 from moorage.simulator.world import SystemPlan, World, WorldPlan
@@ -110,3 +110,32 @@ def quiet(seed: int, crash: Crash | None = None, world: Small | None = None) -> 
     """The same world with no fault but a crash."""
     chosen = small(seed) if world is None else world
     return live(seed, Quiet(), crash, evolve(chosen, storm=""))
+
+
+def crowded(seed: int) -> World:
+    """
+    More people than nodes, one process that dies somewhere, a requeue now and then, and nothing else that goes wrong.
+
+    What a process has to know about those who wait in the queue shows here at once; where much goes wrong it is often
+    healed by chance.
+    """
+    source = Seeded(seed, "crowded")
+    points = list(crash_points())
+    point = points[source.integer(0, len(points) - 1, "where it dies")]
+    crash = Crash(point.effect, point.position, source.integer(0, 4, "at which of them"))
+    alpha = SystemName("alpha")
+    visits = tuple(
+        Visit(
+            source.integer(0, 60_000),
+            StartRequest(SessionKey("hub", Owner(f"user{number}")), alpha, walltime_s=source.integer(120, 900)),
+            None if chance(source, 0.3) else source.integer(60_000, 600_000),
+        )
+        for number in range(4)
+    )
+    # Half of them give up after some minutes in the queue, which has to be known after the restart, too.
+    timeouts = evolve(Timeouts(), queued_s=pick(source, (Timeouts().queued_s, 420)))
+    limits = Limits(in_all=pick(source, (2, 100)))
+    systems = (SystemPlan(alpha, nodes=1, timeouts=timeouts, pushes=chance(source, 0.3)),)
+    plan = WorldPlan(systems, limits, keep_trace=True)
+    requeues = Rates(Seeded(seed, "requeues"), {"F-S2.requeue": pick(source, (0.0, 0.5))})
+    return live(seed, requeues, crash, Small(plan, visits, 1_200_000))

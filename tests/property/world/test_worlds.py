@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_worlds import Small, check, live, quiet, small
+from small_worlds import Small, check, crowded, live, quiet, small
 
 from moorage.core.model import Ended, Owner, SessionKey, SystemName
 from moorage.ports.sessions import StartRequest
@@ -77,6 +77,12 @@ def test_later_crashes_at_every_boundary_too(nth: int) -> None:
     """The n-th time that an effect is performed is not like the first: what is left over is tried again then."""
     for crash in crash_points():
         check(quiet(nth, Crash(crash.effect, crash.position, nth), _one_life()), nth)
+
+
+def test_a_crash_while_people_wait_in_the_queue_forgets_nobody() -> None:
+    """More people than nodes: what is known about jobs that wait has to come back with the process."""
+    for seed in range(60):
+        check(crowded(seed), seed)
 
 
 # Storms, single kinds -------------------------------------------------------------------------------------------------
