@@ -7,7 +7,7 @@ the benchmark, also when that is killed.
 """
 
 # What blocks here does so while nothing is measured, and what is waited for has no event in this process.
-# ruff: noqa: ASYNC110, ASYNC240
+# ruff: noqa: ASYNC110
 
 import asyncio
 import contextlib
