@@ -244,6 +244,24 @@ async def test_a_key_that_is_not_accepted_is_tried_once(ssh_site: Site, tmp_path
             assert await reader.readexactly(1) == b"x"
 
 
+async def test_a_key_that_may_only_forward_to_one_place_is_enough(tmp_path: Path) -> None:
+    """T23: what a site should give a gateway. Whoever stole it has no shell, no files and no other destination."""
+    new_key(tmp_path / "key")
+    async with listening() as endpoint:
+        rights = f'restrict,port-forwarding,permitopen="localhost:{endpoint.port}",command="/bin/false"'
+        (tmp_path / "authorized").write_text(f"{rights} {(tmp_path / 'key.pub').read_text()}")
+        with sshd.server(AuthorizedKeysFile=str(tmp_path / "authorized"), PermitListen="none") as server:
+            for kind in SSH:
+                (tmp_path / kind).mkdir(mode=0o700)
+                site = Site(kind, server, tmp_path / kind).but(key_file=str(tmp_path / "key"))
+                async with site.open() as dialer:
+                    async with dialled(dialer, endpoint) as (reader, writer):
+                        writer.write(b"x")
+                        assert await reader.readexactly(1) == b"x"
+                    with pytest.raises(Refused, match="permit"):
+                        await dial_twice(dialer, Endpoint("localhost", server.port))
+
+
 async def test_a_login_node_that_is_down_is_passed_over(ssh_site: Site) -> None:
     """Both names are tried; the one that answers is kept (F-T1)."""
     async with listening() as endpoint, ssh_site.but(hosts=("nowhere.invalid", "127.0.0.1")).open() as dialer:
