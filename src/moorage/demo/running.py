@@ -107,6 +107,7 @@ class Demo:
         await asyncio.to_thread(_end_relay, self.layout.directory)
         for name in (*UNICORE_SITES, "slurm"):
             await self._end(name)
+        await asyncio.to_thread(end_orphans, self.layout.directory / "sites")
 
     # Processes --------------------------------------------------------------------------------------------------------
 
@@ -142,6 +143,8 @@ class Demo:
             self.say(f"{child.name} has died ({code}); starting it again")
             if time.monotonic() - child.started_at < 5:
                 await asyncio.sleep(2)
+            # A simulated site keeps its jobs in memory: what it ran when it died belongs to nobody.
+            await asyncio.to_thread(end_orphans, self.layout.directory / "sites" / child.name)
             await self._begin(child)
 
     async def _end(self, name: str) -> None:
@@ -205,15 +208,19 @@ class Demo:
         """Ask the Hub to stop every server, and wait for them: jobs and files go while their systems are there."""
         hub = self.children["hub"]
         try:
-            async with asyncio.timeout(STOP_S):
+            async with asyncio.timeout(STOP_S) as limit:
                 if not hub.running:  # killed just now
                     await self._begin(hub)
+                fewest = sys.maxsize
                 while True:
                     with contextlib.suppress(OSError):  # it is coming up
                         servers = await asyncio.to_thread(self._servers)
                         await asyncio.gather(*(asyncio.to_thread(self._api, "DELETE", path) for path in servers))
                         if not servers:
                             return
+                        if len(servers) < fewest:  # it goes on
+                            fewest = len(servers)
+                            limit.reschedule(asyncio.get_running_loop().time() + STOP_S)
                     await asyncio.sleep(0.2)
         except TimeoutError:
             log.warning("not every session ended in time; its processes end with the simulated site")
@@ -297,6 +304,29 @@ def _die_with_parent() -> None:
     """Asks Linux to end this process with the one that started it, so that even kill -9 leaves nothing behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def end_orphans(directory: Path) -> None:
+    """
+    End what jobs have started below a directory and nobody looks after any more.
+
+    Not all that works there: it may be the shell of somebody who looks at the files.
+    """
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            below = Path(os.readlink(entry / "cwd")).is_relative_to(directory)
+            if below and entry.stat().st_uid == os.getuid() and _is_of_a_job(entry, directory):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def _is_of_a_job(entry: Path, directory: Path) -> bool:
+    """A batch script, a launcher, or a lab and what it started, which have the tag in their environment."""
+    command = (entry / "cmdline").read_bytes()
+    return (
+        os.fsencode(directory) in command
+        or b"moorage_launcher" in command
+        or b"MOORAGE_TAG=" in (entry / "environ").read_bytes()
+    )
 
 
 def _end_relay(directory: Path) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -86,7 +86,10 @@ class Witness:
                 message = json.loads(received.data)
                 if message["parent_header"].get("msg_id") == question and message["msg_type"] == "stream":
                     break
-        count = int(message["content"]["text"])
+        self.counted(int(message["content"]["text"]), asked_at)
+
+    def counted(self, count: int, asked_at: float) -> None:
+        """The kernel said a number. One that is not higher than the last is another kernel's, or of another life."""
         self.forgot = self.forgot or count <= self.count
         self.count, self.answered_at = count, asked_at
         self.answered.set()
@@ -140,12 +143,14 @@ class Witnesses:
 
 
 @asynccontextmanager
-async def witnesses(layout: Layout, say: Callable[[str], None]) -> AsyncIterator[Witnesses]:
-    """They count inside the context; their sessions are ended with all others."""
+async def witnesses(
+    layout: Layout, say: Callable[[str], None], places: Sequence[tuple[str, str]] = PLACES
+) -> AsyncIterator[Witnesses]:
+    """They count inside the context, one at each place; their sessions are ended with all others."""
     headers = {"Authorization": f"token {layout.tokens['demo']}"}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout) as client:
-        them = Witnesses([Witness(layout, client, system, partition) for system, partition in PLACES])
+        them = Witnesses([Witness(layout, client, system, partition) for system, partition in places])
         tasks = [asyncio.create_task(witness.run()) for witness in them.them]
         try:
             say(f"chaos: {await them.ready()}")

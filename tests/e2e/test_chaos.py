@@ -1,0 +1,71 @@
+"""The Hub, the relay and the proxy are killed in turn while a kernel of a real JupyterLab counts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from demoworld import leftovers, logs
+
+from moorage.demo.chaos import _kill, _kill_relay
+from moorage.demo.files import lay_out
+from moorage.demo.running import Demo, demonstration, end_orphans
+from moorage.demo.witnesses import Witness, witnesses
+
+pytest.importorskip("jupyterlab")
+pytestmark = pytest.mark.xdist_group("browser")  # one demonstration at a time is enough for a machine
+
+
+def harm(demo: Demo, what: str) -> str:
+    return _kill_relay(demo.layout.directory) if what == "relay" else _kill(demo.children[what], "killed")
+
+
+async def test_a_kernel_counts_on_whatever_is_killed(tmp_path: Path) -> None:
+    """The same kernel goes on each time; the end of the Hub cuts no connection; afterwards nothing is left."""
+    layout = lay_out(tmp_path / "demo")
+    async with (
+        demonstration(layout, lambda _text: None) as demo,
+        witnesses(layout, lambda _text: None, [("juwels", "login")]) as seen,
+    ):
+        (witness,) = seen.them
+        assert witness.count > 0, logs(layout.directory)
+        for what, kept in (("hub", True), ("relay", False), ("proxy", False)):
+            before, cuts, began = witness.count, witness.cuts, time.monotonic()
+            harm(demo, what)
+            told = await seen.tell(began)
+            assert "counts on where it was" in told, told
+            assert witness.count > before
+            assert (witness.cuts == cuts) is kept, told
+    assert leftovers(layout.directory) == []
+
+
+def test_orphans_of_a_site_are_ended_and_nobody_elses_shell(tmp_path: Path) -> None:
+    site = tmp_path / "sites" / "juwels"
+    site.mkdir(parents=True)
+    lab = subprocess.Popen(["sleep", "60"], cwd=site, env={**os.environ, "MOORAGE_TAG": "m1"})
+    script = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / "sites")], cwd=site)
+    shell = subprocess.Popen(["sleep", "60"], cwd=site)
+    elsewhere = subprocess.Popen(["sleep", "60"], cwd=tmp_path, env={**os.environ, "MOORAGE_TAG": "m1"})
+    try:
+        end_orphans(tmp_path / "sites")
+        assert (lab.wait(5), script.wait(5)) == (-signal.SIGKILL, -signal.SIGKILL)
+        assert (shell.poll(), elsewhere.poll()) == (None, None)
+    finally:
+        for process in (lab, script, shell, elsewhere):
+            process.kill()
+            process.wait()
+
+
+def test_a_kernel_that_begins_anew_is_noticed(tmp_path: Path) -> None:
+    """Otherwise the test above would prove nothing."""
+    witness = Witness(lay_out(tmp_path / "demo"), None, "juwels", "login")  # type: ignore[arg-type]
+    for count in (1, 2, 3):
+        witness.counted(count, 0.0)
+    assert not witness.forgot
+    witness.counted(1, 0.0)
+    assert witness.forgot
