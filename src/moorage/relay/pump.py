@@ -134,7 +134,9 @@ class Stream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self.ended = True
-        return self.near is not None and self.near.finish()
+        goes_on = self.near is not None and self.near.finish()
+        # Over TLS there is no half of a connection: it closes, and asyncio complains about whoever wants it to go on.
+        return goes_on and self.transport.can_write_eof()
 
     def finish(self) -> bool:
         """The connection will send no more: pass it on. True while the other direction may go on."""
