@@ -41,7 +41,7 @@ class Host:
                     transport.add_server_key(key)
                 try:
                     transport.start_server(server=Door())
-                except (paramiko.SSHException, EOFError):
+                except (paramiko.SSHException, EOFError, OSError):
                     pass
                 else:
                     transport.join(10)
