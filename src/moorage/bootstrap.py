@@ -6,6 +6,7 @@ others go on; a configuration that is wrong changes nothing.
 """
 
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -470,6 +471,13 @@ class Deployment:
         """See `Operations.maintenance`."""
         await asyncio.to_thread(self.doors.set, self.doors.maintained, system, on)
 
+    async def notified(self, system: SystemName, token: str, body: bytes) -> bool:
+        """See `Operations.notified`."""
+        take = getattr(self.entries[system].system, "notified", None)
+        if take is None:
+            raise KeyError(system)
+        return bool(await take(token, body))
+
     async def reload(self) -> str:
         """
         Read the configuration again.
@@ -581,10 +589,10 @@ async def compose(
         context = evolve(context, clock=clock)
         doors = await asyncio.to_thread(Doors.load, context.directory)
         entries = _entries(config, plugins, context, doors)
+        for name, entry in entries.items():
+            stack.push_async_callback(_close, name, entry.system)
         for stored in await store.unfinished():
             _stand_in(stored.session.spec.system, entries, doors)
-        for entry in entries.values():
-            stack.push_async_callback(_close, entry.system)
         if tunnels is None:
             tunnels = await stack.enter_async_context(_relay(path, config, plugins, context, apart))
         ports = Ports(
@@ -720,13 +728,23 @@ def _entries(config: Config, plugins: Plugins, context: Context, doors: Doors) -
     return entries
 
 
-async def _close(system: System) -> None:
-    """Give back what the adapter holds, if it knows how."""
+CLOSE_S = 10.0
+
+
+async def _close(name: SystemName, system: System) -> None:
+    """Give back what the adapter holds, if it knows how; one that fails or hangs does not keep the others open."""
     close = getattr(system, "close", None)
-    if close is not None:
-        outcome = close()
-        if asyncio.iscoroutine(outcome):
-            await outcome
+    if close is None:
+        return
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            outcome = close()
+            if inspect.isawaitable(outcome):
+                await outcome
+    except asyncio.CancelledError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything; it concerns this system only
+        log.error("system %s was not closed: %s", name, told(error))
 
 
 # Tokens ----------------------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import define, evolve, field
 
+from moorage import bootstrap
 from moorage.bootstrap import (
     Deployment,
     PeopleTokens,
@@ -223,6 +225,72 @@ async def test_a_system_that_cannot_be_set_up_is_closed_and_the_others_go_on(
         with pytest.raises(Unreachable, match="cedar: SystemExit: no luck"):
             await absent.find(Tag("m"), Owner("me"))
     assert "system fir cannot be set up: TypeError: the factory of kind 'broken' made a object without" in caplog.text
+
+
+class Closing:
+    """A system that notes that it was closed, in its own way."""
+
+    def __init__(self, closed: list[str], name: str) -> None:
+        self.closed, self.name = closed, name
+
+    def account(self, owner: Owner) -> str:
+        return str(owner)
+
+    async def find(self, tag: Tag, owner: Owner) -> tuple[()]:
+        return ()
+
+    def close(self) -> object:
+        self.closed.append(self.name)
+        if self.name == "a-fails":
+            raise RuntimeError("no luck")
+        return asyncio.sleep(3600) if self.name == "b-hangs" else asyncio.sleep(0) if self.name == "c-async" else None
+
+
+async def test_every_system_is_closed_at_the_end_whatever_the_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names, closed = ("a-fails", "b-hangs", "c-async", "d-plain"), list[str]()
+    more = "".join(f"  {name}: {{kind: sim}}\n" for name in names)
+    file = write(tmp_path, CONFIG.replace("services:", f"{more}services:"))
+    real = bootstrap.make_system
+
+    def make(name: SystemName, *rest: Any) -> Any:
+        return Closing(closed, name) if name in names else real(name, *rest)
+
+    monkeypatch.setattr(bootstrap, "make_system", make)
+    monkeypatch.setattr(bootstrap, "CLOSE_S", 0.1)
+    async with deployed(file):
+        assert closed == []
+    assert sorted(closed) == sorted(names)
+    assert "system a-fails was not closed: RuntimeError: no luck" in caplog.text
+    assert "system b-hangs was not closed: TimeoutError" in caplog.text
+
+
+async def test_systems_of_the_built_in_kinds_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds connections of its own: an HTTP pool, SSH transports."""
+    key = tmp_path / "key"
+    key.write_text("none")
+    ssh = f"{{hosts: [127.0.0.1], user: me, key_file: {key}, host_keys: ['{HOST_KEY}']}}"
+    more = (
+        "  elm: {kind: unicore, options: {url: 'https://127.0.0.1:9/ELM/rest/core'}}\n"
+        f"  oak: {{kind: slurm, options: {ssh}, tunnel: {{kind: paramiko, options: {ssh}}}}}\n"
+        f"  yew: {{kind: ssh-host, options: {ssh}, tunnel: {{kind: paramiko, options: {ssh}}}}}\n"
+    )
+    closed: list[str] = []
+    async with deployed(write(tmp_path, CONFIG.replace("services:", f"{more}services:"))) as deployment:
+        for name in ("elm", "oak", "yew"):
+            system: Any = deployment.entries[SystemName(name)].system
+            close = system.close
+
+            async def closing(name: str = name, close: Any = close) -> None:
+                await close()
+                closed.append(name)
+
+            monkeypatch.setattr(type(system), "close", lambda _self, closing=closing: closing())
+    assert sorted(closed) == ["elm", "oak", "yew"]
+
+
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
 
 
 async def test_sessions_of_a_system_that_is_gone_go_on_and_can_be_stopped(tmp_path: Path) -> None:

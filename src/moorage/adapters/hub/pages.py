@@ -47,6 +47,7 @@ NO_REPORT: dict[str, Any] = {"steps": [], "log": ""}
 def handlers(static: Path) -> list[tuple[Any, ...]]:
     """Paths below the Hub's prefix, and who answers them. Paths of the Hub are answered by subclasses of its own."""
     from .admin import admin_handlers
+    from .notices import Notify
 
     return [
         ("/home", Home),
@@ -63,6 +64,7 @@ def handlers(static: Path) -> list[tuple[Any, ...]]:
         (r"/moorage/api/users/([^/]+)/load", LoadOfSystems),
         (r"/moorage/api/users/([^/]+)/sessions/([a-z2-7]{26})", SessionData),
         (r"/moorage/api/users/([^/]+)/servers/([^/]*)/starts", Starts),
+        (r"/moorage/notify/([^/]+)", Notify),
         *admin_handlers(),
     ]
 

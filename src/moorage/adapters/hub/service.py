@@ -53,6 +53,15 @@ class Operations(Protocol):
         """The same, told to users as maintenance."""
         ...
 
+    async def notified(self, system: SystemName, token: str, body: bytes) -> bool:
+        """
+        Pass a system's notification on to its adapter; whether it was believed. It is a hint and nothing more.
+
+        Raises:
+            KeyError: No such system, or its kind sends none.
+        """
+        ...
+
     async def reload(self) -> str:
         """Read the configuration again. A bad one changes nothing; the answer says what is wrong, or is empty."""
         ...
