@@ -74,9 +74,11 @@ async def ours(directory: Path, crowd: bool = True) -> AsyncIterator[Hub]:
     if not crowd:
         command = [sys.executable, "-m", "moorage.demo.site", "unicore", config]
     with hubworld.process(command, directory / "site.log") as site:
-        settings = hubworld.moorage_file(directory, first_line(site))
+        port = free_port()
+        told = {"notify_url": f"http://127.0.0.1:{port}/hub/moorage/notify/bench"}
+        settings = hubworld.moorage_file(directory, first_line(site), told)
         try:
-            async with hub(directory, settings, MOORAGE_SIMULATION="1") as running:
+            async with hub(directory, settings, port, MOORAGE_SIMULATION="1") as running:
                 yield running
         finally:
             await asyncio.to_thread(end_relay, directory)

@@ -254,9 +254,9 @@ c.JupyterHub.load_roles = [
 
 
 @contextlib.asynccontextmanager
-async def hub(directory: Path, settings: str, **environment: str) -> "Any":
+async def hub(directory: Path, settings: str, port: int = 0, **environment: str) -> "Any":
     """A Hub that runs inside the context."""
-    one = Hub(directory, settings, environment)
+    one = Hub(directory, settings, environment, port or free_port())
     try:
         yield await one.start()
     finally:

@@ -175,6 +175,7 @@ def _unicore(layout: Layout, site: str) -> dict[str, Any]:
                 "password": {"file": str(layout.directory / "site-password")},
             },
             "login_nodes": {"login": "login*"},
+            "notify_url": f"{layout.hub_url}/hub/moorage/notify/{site}",
             "directives_fixed": True,  # the simulated server passes GPUs on
         },
         "partitions": partitions,
