@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from moorage.bootstrap import read_config
 from moorage.simulator.servers.unicore import SiteConfig, Timing, catalogue, serve
 from moorage.simulator.servers.unicore.config import from_data
 from moorage.simulator.servers.unicore.faults import rule_from
@@ -22,11 +23,21 @@ def _blocks(language: str) -> list[str]:
 
 def test_configurations_load() -> None:
     documents = [yaml.safe_load(block) for block in _blocks("yaml")]
-    one, several = (from_data(document) for document in documents if "faults" not in document)
+    sites = [document for document in documents if "faults" not in document and "systems" not in document]
+    dask, one, several = map(from_data, sites)
+    assert [application.command for application in dask.sites[0].applications] == ["dask scheduler", "dask worker"]
     assert one.sites[0].timing == Timing.real()
     assert one.sites[0].users[0].queues == ("batch",)
     assert [site.name for site in several.sites] == ["FALCON", "HERON"]
     assert several.tls
+
+
+def test_a_configuration_of_moorage_loads(tmp_path: Path) -> None:
+    (block,) = (block for block in _blocks("yaml") if "systems:" in block)
+    file = tmp_path / "moorage.yaml"
+    file.write_text(block)
+    config, _plugins = read_config(file)
+    assert list(config.systems) == ["demo"]
 
 
 def test_faults_load_and_the_table_has_them_all() -> None:
