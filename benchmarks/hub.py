@@ -422,6 +422,9 @@ async def main() -> None:
     parser.add_argument("--polls", type=int, default=10_000, help="sessions that are polled")
     parser.add_argument("--no-lab", action="store_true", help="leave out real JupyterLabs")
     wanted = parser.parse_args()
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # whoever ends us leaves nothing behind
     figures: Figures = {}
     for name in wanted.only or FIGURES:
         with tempfile.TemporaryDirectory(prefix=f"moorage-bench-{name}-") as directory:
