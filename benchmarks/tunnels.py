@@ -446,13 +446,16 @@ async def ours(tunnels: RelayTunnels, number: int, gates: list[int]) -> int:
     return port_of(route.address)
 
 
-async def idle_memory(bench: Bench, tunnels: RelayTunnels, count: int, gates: list[int]) -> float:
-    """KiB per session of the relay and the masters, everything counted, with `count` sessions that nobody looks at."""
+async def idle_memory(bench: Bench, tunnels: RelayTunnels, count: int, gates: list[int], opened: int) -> float:
+    """
+    KiB per session of the relay and the masters, everything counted, with `count` sessions that nobody looks at.
+    `opened` of them are there already.
+    """
 
     async def one(number: int) -> None:
-        await ours(tunnels, number, gates)
+        await ours(tunnels, opened + number, gates)
 
-    await timed(count, one)
+    await timed(count - opened, one)
     (relay,) = relay_pids(bench.state)
     pids = list(family(relay))
     say(f"memory with {count} new sessions: {pss_kib(pids) / count:.1f} KiB each")
@@ -600,7 +603,7 @@ async def measure(bench: Bench, options: argparse.Namespace) -> dict[str, float]
         seconds = await set_up(bench, tunnels, options.sessions, gates, lab)
         figures["setup200_vs_jsc"] = seconds["jsc"] / seconds["ours"]
         figures["setup200_vs_p1"] = seconds["p1"] / seconds["ours"]
-        figures["kib_per_tunnel"] = await idle_memory(bench, tunnels, options.idle, gates)
+        figures["kib_per_tunnel"] = await idle_memory(bench, tunnels, options.idle, gates, options.sessions)
         ports = [await ours(tunnels, number, gates) for number in range(min(200, options.sessions))]
         cut = await restart(bench, ports, options.streams)
         for number in range(max(options.idle, options.sessions) + 1):
