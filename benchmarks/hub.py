@@ -22,6 +22,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import stat
 import statistics
 import sys
