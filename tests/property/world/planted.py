@@ -471,9 +471,6 @@ PLANTED: tuple[Planted, ...] = (
             "turn.ask(Probe)",
         ),
     ),
-)
-
-UNSEEN: tuple[Planted, ...] = (
     _bug(
         "lost-listener-unnoticed",
         "16",
@@ -486,6 +483,9 @@ UNSEEN: tuple[Planted, ...] = (
         "an address that the Hub did not take is not offered again",
         (_M._ready, "if not state.published:", "if False:"),
     ),
+)
+
+UNSEEN: tuple[Planted, ...] = (
     _bug(
         "old-attempt-accepted",
         "21",
