@@ -174,7 +174,7 @@ async def test_a_master_that_hangs_is_killed_and_replaced(site: Site, monkeypatc
 
 async def test_dials_at_a_master_that_hangs_hold_up_nobody(site: Site) -> None:
     """More than its sockets' queues take: each gives up in its time, and the loop goes on meanwhile."""
-    quick = evolve(site, timeouts=evolve(TIMEOUTS, connect_s=0.5))
+    quick = evolve(site, timeouts=evolve(TIMEOUTS, connect_s=2))
     async with listening() as endpoint, quick.open() as dialer:
         async with dialled(dialer, endpoint):
             os.kill(masters(site)[0], signal.SIGSTOP)
@@ -186,7 +186,7 @@ async def test_dials_at_a_master_that_hangs_hold_up_nobody(site: Site) -> None:
                     pass
 
         await asyncio.gather(*(one() for _ in range(300)))
-        assert await lags < 1.0
+        assert await lags < 3  # a blocking connect would wait for ever
         os.kill(masters(site)[0], signal.SIGKILL)
 
 

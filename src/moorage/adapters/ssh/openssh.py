@@ -93,10 +93,10 @@ class OpensshDialer:
             raise Refused(f"{about}: the login node does not permit forwarding there") from error
         except mux.ChannelRefused as error:
             raise Unreachable(f"{about}: nobody listens there, or the login node cannot reach it") from error
+        except TimeoutError:  # before OSError, of which it is one
+            raise Unreachable(f"{about}: no stream in {2 * self._timeouts.connect_s:g} s") from None
         except (mux.MuxError, OSError) as error:
             raise Unreachable(f"{about}: {error}") from error
-        except TimeoutError:
-            raise Unreachable(f"{about}: no stream in {2 * self._timeouts.connect_s:g} s") from None
 
     async def close(self) -> None:
         if self._further is not None:
