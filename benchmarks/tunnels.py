@@ -7,8 +7,8 @@ and `ssh -O forward` for each (JSC). All ways lead through the same real sshd, i
 Ours is the whole path: the relay as a process behind its control socket, OpenSSH's master, the gate, the lab. Where
 hundreds of sessions are needed, one process holds their gates (the launcher's own code, a port and a key for each)
 before one lab, because as many launchers would measure this machine's memory; everything else goes through a real
-launcher. Status of Slurm jobs is `benchmarks/slurm.py`. It takes about four minutes. The last line is JSON; a ratio
-above 1 means that ours is faster, except for `new_connection_vs_p1_20ms`, where below 1 does.
+launcher. Status of Slurm jobs is `benchmarks/slurm.py`. It takes four minutes, on a busy machine seven. The last line
+is JSON; a ratio above 1 means that ours is faster, except for `new_connection_vs_p1_20ms`, where below 1 does.
 """
 
 import argparse
