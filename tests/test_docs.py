@@ -48,6 +48,20 @@ def test_configurations_are_valid(text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def whole_scenarios() -> list[object]:
+    """Blocks that say who comes are a whole scenario."""
+    return [block for block in blocks("yaml") if "\narrivals:" in block.values[0]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", whole_scenarios())
+def test_scenarios_are_valid(text: str, tmp_path: Path) -> None:
+    """As `moorage sim run` reads them."""
+    from moorage.simulator.scenario import load
+
+    (tmp_path / "scenario.yaml").write_text(text, encoding="utf-8")
+    assert load(tmp_path / "scenario.yaml").description
+
+
 def commands() -> list[object]:
     """Every `moorage …` that a console block shows, by its words before the first argument or option."""
     found: dict[tuple[str, ...], str] = {}
