@@ -22,7 +22,7 @@ lint: setup
 
 # Bugs of a machine's making in the core: how many do the tests find? Takes about an hour; see docs/mutants.md.
 mutants: setup
-	HYPOTHESIS_PROFILE=quick $(RUN) mutmut run
+	$(RUN) mutmut run
 	$(RUN) mutmut results
 
 setup: .venv/.synced
