@@ -363,17 +363,32 @@ class Observing:
     # Sweep ------------------------------------------------------------------------------------------------------------
 
     async def _sweep(self, observer: Observer) -> None:
-        """Compare the system's jobs with the store, once soon after the start and then now and then."""
+        """
+        Compare the system's jobs with the store, once soon after the start and then now and then.
+
+        On behalf of whom there was no answer is asked again sooner: what nobody knows of may be over by the next sweep.
+        """
         clock, timeouts = self.ports.clock, observer.entry.timeouts
-        await clock.sleep_until(Instant(clock.now() + int(timeouts.lookup_s * 1000)))
+        at = Instant(clock.now() + int(timeouts.lookup_s * 1000))
         while True:
-            complete: dict[str, Instant] = {}
-            for owner in _one_per_account(observer):
-                began = clock.now()
-                if await self._sweep_account(observer, owner):
-                    complete[_account(observer, owner)] = began
-            self._swept(observer, complete)
-            await clock.sleep_until(Instant(clock.now() + int(timeouts.sweep_s * 1000)))
+            await clock.sleep_until(at)
+            at, pause_ms = Instant(clock.now() + int(timeouts.sweep_s * 1000)), int(timeouts.status_queued_s * 1000)
+            owners = _one_per_account(observer)
+            while owners := await self._sweep_accounts(observer, owners):
+                if clock.now() + pause_ms >= at:
+                    break
+                await clock.sleep_until(Instant(clock.now() + pause_ms))
+                pause_ms *= 2
+
+    async def _sweep_accounts(self, observer: Observer, owners: list[Owner]) -> list[Owner]:
+        """On behalf of whom the system did not answer."""
+        complete: dict[str, Instant] = {}
+        for owner in owners:
+            began = self.ports.clock.now()
+            if await self._sweep_account(observer, owner):
+                complete[_account(observer, owner)] = began
+        self._swept(observer, complete)
+        return [owner for owner in owners if _account(observer, owner) not in complete]
 
     def _swept(self, observer: Observer, complete: Mapping[str, Instant]) -> None:
         """
