@@ -165,6 +165,7 @@ def step(session: Session, event: Event, now: Instant) -> Decision:
         case _:
             assert_never(state)
     if isinstance(event, Woke | Resumed):
+        _look_again(turn)
         _act_on_residue(turn, every=isinstance(event, Resumed))
     _finish_stop(turn)
     return turn.decision()
@@ -471,11 +472,16 @@ def _with_job(turn: "_Turn", state: WithJob, event: Event) -> None:
                 _suspect(turn, state, Gone(EndReason.ABSENT), asked_at)
             elif ours[0].alive:
                 turn.set(evolve(state, suspicion=None))
-        case Woke() if state.suspicion is not None and turn.now >= state.suspicion.lookup_at:
-            turn.set(evolve(state, suspicion=_sought(turn, state.suspicion)))
-            turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))
         case _:
             _anywhere(turn, event)
+
+
+def _look_again(turn: "_Turn") -> None:
+    """A lookup that is due, whatever else the session was woken for."""
+    state = turn.state
+    if isinstance(state, WithJob) and state.suspicion is not None and turn.now >= state.suspicion.lookup_at:
+        turn.set(evolve(state, suspicion=_sought(turn, state.suspicion)))
+        turn.ask(Find, tag=tag_of(turn.spec, turn.attempt))
 
 
 def _unsought(suspicion: Suspicion | None) -> bool:
