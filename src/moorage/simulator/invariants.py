@@ -984,7 +984,7 @@ def remains(world: "World") -> Iterator[str]:
         yield f"the secret of session {id_} is valid"
     for site in world.sites.values():
         for job in site.jobs.values():
-            if job.session is not None:
+            if job.session is not None and not _died_unknown(world, job):
                 yield f"the files of job {job.id} are there{' and it lives' if job.alive else ''}"
 
 
@@ -1032,6 +1032,16 @@ def _going(world: "World", job: SiteJob) -> bool:
 def _too_late(world: "World", job: SiteJob) -> bool:
     """Whether a job came into being later than any lookup could wait for: after its submit was given up long ago."""
     return job.late
+
+
+def _died_unknown(world: "World", job: SiteJob) -> bool:
+    """
+    Whether a job that came too late ended by itself, unadmitted, before any sweep saw it.
+
+    Nobody learned of it, and dead jobs are not swept: batch systems list them for ever. Its folder is left.
+    """
+    unadmitted = job.launcher is None or job.launcher.admitted_at is None
+    return _too_late(world, job) and not job.alive and unadmitted
 
 
 def _disturbed(world: "World", session: Session) -> bool:
