@@ -396,7 +396,10 @@ def _ready(turn: "_Turn", state: Ready, event: Event) -> None:
         case Observed(job, _, Alive(phase=Phase.RUNNING) as alive) if job == state.job.id and _same_node(state, alive):
             _seen_alive(turn, state, alive)
         case Probed(number, good=True) if number == state.asked:
-            turn.set(evolve(state, asked=0, due=turn.in_s(turn.spec.timeouts.probe_ready_s)))
+            timeouts = turn.spec.timeouts
+            # While the Hub does not know the route there is more to do soon than to probe.
+            next_s = timeouts.probe_ready_s if state.published else timeouts.status_starting_s
+            turn.set(evolve(state, asked=0, due=turn.in_s(next_s)))
         case Probed(number, _, note) if number == state.asked:
             _degrade(turn, state, note, tries=1)
         case EffectFailed(Probe(number=number), failure) if number == state.asked:

@@ -696,7 +696,8 @@ def what_is_wrong_is_mended(world: "World") -> Iterator[tuple[str, SessionId]]:
     for id_ in world.shelf.open:
         session = world.shelf.sessions[id_].session
         timeouts, state = session.spec.timeouts, session.state
-        waits_s = timeouts.submit_s if isinstance(state, Submitting) else 0
+        # A submit is waited for; a job that its system calls configuring for ever (F-S6) is given its time to boot.
+        waits_s = {Submitting: timeouts.submit_s, Starting: timeouts.boot_s}.get(type(state), 0)
         limit_ms = int(1000 * (5 * timeouts.call_s + waits_s))
         if calm_ms < limit_ms or now - getattr(state, "since", now) < limit_ms:
             continue

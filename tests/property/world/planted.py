@@ -176,8 +176,8 @@ PLANTED: tuple[Planted, ...] = (
         "a cancel that had no effect is not repeated",
         (
             _M._act,
-            "left = evolve(left, asked=turn.serial, tries=tries, due=again)",
-            "left = evolve(left, asked=turn.serial, due=NEVER)",
+            "evolve(left, asked=turn.serial, tries=tries, due=again)",
+            "evolve(left, asked=turn.serial, due=NEVER)",
         ),
     ),
     _bug(

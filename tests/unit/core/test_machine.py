@@ -332,6 +332,19 @@ def test_a_bad_probe_is_tried_again_with_the_listener() -> None:
     assert life.last(effects.Report).progress.text == "connecting: the lab is starting"
 
 
+def test_a_route_that_the_hub_did_not_take_is_offered_again_soon() -> None:
+    life = Life().connecting()
+    life.take(events.TunnelOpened(life.state.asked, ROUTE))
+    life.take(events.Probed(life.state.asked, good=True))
+    for _ in range(3):
+        life.take(events.EffectFailed(life.last(effects.Publish), Failure(FailureKind.UNREACHABLE)))
+        before = life.now
+        life.wake()
+        assert life.now - before <= 5_000
+        assert {"Publish", "Probe"} <= life.kinds()
+        life.take(events.Probed(life.state.asked, good=True))
+
+
 def test_while_only_the_lab_is_missing_the_path_is_left_alone() -> None:
     life = Life().connecting()
     life.take(events.TunnelOpened(life.state.asked, ROUTE))
