@@ -47,8 +47,9 @@ class LazyGroup(click.Group):
     A group whose commands are imported when they are asked for.
 
     Args:
-        lazy: For each command the module, in which the command has the name of the last part, and its first line of
-            help, so that listing all commands imports none.
+        lazy: For each command the module, in which it is called `command`, and its first line of help, so that
+            listing all commands imports none. No module here may have the name of a function of this package: once
+            it is imported, it would take its place.
     """
 
     def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
@@ -76,7 +77,7 @@ COMMANDS = {
     "check": ("moorage.cli.check", "Validate configuration, with every mistake and its place."),
     "schema": ("moorage.cli.schema", "Print the JSON Schema of moorage.yaml, for editors."),
     "plugins": ("moorage.cli.plugins", "List the kinds of systems and tunnels, with origin and version."),
-    "run": ("moorage.cli.run", "Start a session on a configured system and stop it on Ctrl-C."),
+    "run": ("moorage.cli.session", "Start a session on a configured system and stop it on Ctrl-C."),
     "sim": ("moorage.cli.sim", "Simulated worlds: run scenarios, serve simulated sites."),
     "tunnels": ("moorage.cli.tunnels", "List the paths to running sessions and probe each."),
     "relay": ("moorage.cli.relay", "Be the process through which the Hub's proxy reaches the labs."),

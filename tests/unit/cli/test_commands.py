@@ -1,9 +1,11 @@
 """The command line: what it prints, and how it ends."""
 
+import ast
 import importlib
 import inspect
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -46,6 +48,14 @@ def test_the_list_of_commands_says_what_each_says_about_itself() -> None:
         assert isinstance(group, LazyGroup)
         assert group.lazy[path[-1]][1] == inspect.cleandoc(command.help or "").split("\n\n")[0].replace("\n", " "), path
         assert command.name == path[-1]
+
+
+def test_no_module_of_a_command_takes_a_name_of_the_package() -> None:
+    """An imported module becomes an attribute of its package, and must not take the place of a function there."""
+    package = importlib.import_module("moorage.cli")
+    own = {node.name for node in ast.parse(inspect.getsource(package)).body if hasattr(node, "name")}
+    assert {"cli", "main", "run", "Exit"} <= own
+    assert own.isdisjoint(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def test_every_command_documents_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

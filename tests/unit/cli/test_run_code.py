@@ -3,7 +3,7 @@
 import pytest
 
 from moorage.cli import Exit
-from moorage.cli.run import _code
+from moorage.cli.session import _code
 from moorage.core.model import Cause
 
 
