@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 from tests.servers.sshd import Sshd
+from tests.servers.wire import closing
 
 from moorage.adapters.ssh.direct import DirectDialer
 from moorage.adapters.ssh.hosts import LoginConfig
@@ -114,9 +115,9 @@ async def listening(serve: Any = echo, socket: Path | None = None) -> AsyncItera
         server = await asyncio.start_server(served, "127.0.0.1", 0)
         endpoint = Endpoint("localhost", server.sockets[0].getsockname()[1])
     try:
-        yield endpoint
+        async with closing(server):
+            yield endpoint
     finally:
-        server.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

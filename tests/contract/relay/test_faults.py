@@ -12,7 +12,7 @@ import aiohttp
 import attrs
 import pytest
 from tests.contract.relay.world import Place, direct, endpoint_of, get, relay, settings, until_good
-from tests.servers.wire import Wire
+from tests.servers.wire import Wire, closing
 
 from moorage.core.model import Endpoint, JobId, Route
 from moorage.ports.errors import Overloaded
@@ -162,7 +162,7 @@ async def test_a_firewall_that_accepts_and_closes_is_no_path(place: Place) -> No
     await place.job(spec)
     server = await asyncio.start_server(close, "127.0.0.1", 0)
     endpoint = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1], "", "0" * 32)
-    async with server, relay(place) as tunnels:
+    async with closing(server), relay(place) as tunnels:
         route = await tunnels.open(spec, 1, JOB, endpoint)
         assert not (await tunnels.probe(spec.id)).good
         assert (await tunnels.list())[spec.id].good_age_s is None

@@ -14,7 +14,7 @@ import aiohttp
 import attrs
 import pytest
 from tests.contract.relay.world import Place, endpoint_of, get, relay, until_good
-from tests.servers.wire import Wire
+from tests.servers.wire import Wire, closing
 from tests.unit.launcher.job import ECHO_LAB
 
 from moorage.core.gate import Purpose
@@ -176,7 +176,7 @@ async def test_somebody_elses_listener_gets_no_byte_of_a_user(place: Place, says
     port = server.sockets[0].getsockname()[1]
     spec = place.spec()
     job = await place.job(spec)
-    async with server:
+    async with closing(server):
         async with relay(place) as tunnels:
             route = await tunnels.open(spec, 1, JOB, attrs.evolve(endpoint_of(job), port=port))
             result = await tunnels.probe(spec.id)
