@@ -685,7 +685,6 @@ def what_is_wrong_is_mended(world: "World") -> Iterator[tuple[str, SessionId]]:
     """I7, I37: in a calm world no session stays long in a state that its job, or an answer, has left behind."""
     invariants = world.invariants
     assert invariants is not None
-    invariants.shared = invariants.shared or _two(world)
     if any(process.life.resumed is not None for process in world.processes):
         return  # it stands still, and so does what it knows
     if invariants.shared:
@@ -813,6 +812,10 @@ class Invariants:
         self.ear = _Ear()
 
     # What is told
+
+    def more_processes(self) -> None:
+        """One was started."""
+        self.shared = self.shared or _two(self.world)
 
     def decided(self, saved: Saved) -> None:
         """A decision is durable."""
@@ -1037,12 +1040,17 @@ def _too_late(world: "World", job: SiteJob) -> bool:
 
 def _died_unknown(world: "World", job: SiteJob) -> bool:
     """
-    Whether a job that came too late ended by itself, unadmitted, before any sweep saw it.
+    Whether a job that came too late ended by itself, unadmitted, and nobody swept on its person's behalf.
 
-    Nobody learned of it, and dead jobs are not swept: batch systems list them for ever. Its folder is left.
+    A process that was started after the session's end does not know that person. Dead jobs are not swept: batch systems
+    list them for ever. Its folder is left.
     """
+    stored = world.shelf.sessions.get(job.session) if job.session else None
     unadmitted = job.launcher is None or job.launcher.admitted_at is None
-    return _too_late(world, job) and not job.alive and unadmitted
+    if stored is None or not isinstance(stored.session.state, Ended) or job.alive or not unadmitted:
+        return False
+    started = max((process.started_ms for process in world.processes), default=0)
+    return _too_late(world, job) and started > stored.session.state.at - EPOCH_MS
 
 
 def _disturbed(world: "World", session: Session) -> bool:

@@ -119,6 +119,8 @@ class Process:
     runner: Runner
     road: Road
     clock: SimClock
+    started_ms: int
+    """Of the loop's time."""
 
 
 class World:
@@ -297,6 +299,8 @@ class World:
         while True:
             process = self._new_process(rate)
             self.processes.append(process)
+            if self.invariants is not None:
+                self.invariants.more_processes()
             try:
                 await process.runner.__aenter__()
             except StoreError:
@@ -340,7 +344,7 @@ class World:
             vault=vault,
             systems=entries,
         )
-        return Process(life, Runner(ports, self.plan.limits, self.plan.deployment), road, clock)
+        return Process(life, Runner(ports, self.plan.limits, self.plan.deployment), road, clock, self.loop.now_ms)
 
     def _way(self, road: Road, plan: SystemPlan) -> Road:
         if plan.latency_ms == road.latency_ms:

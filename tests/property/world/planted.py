@@ -356,12 +356,6 @@ PLANTED: tuple[Planted, ...] = (
         (_O._account_for, "self.post(session_id, StraySeen(attempt, sighting.job))", "pass"),
     ),
     _bug(
-        "attempt-not-counted",
-        "smell",
-        "a second try has the tag of the first",
-        (_M._waiting, "turn.attempt += 1", "turn.attempt = 1"),
-    ),
-    _bug(
         "unwatched-after-restart",
         "5",
         "after a restart nobody asks about the jobs of earlier sessions",
@@ -486,6 +480,12 @@ PLANTED: tuple[Planted, ...] = (
 )
 
 UNSEEN: tuple[Planted, ...] = (
+    _bug(
+        "attempt-not-counted",
+        "smell",
+        "a second try has the tag of the first",
+        (_M._waiting, "turn.attempt += 1", "turn.attempt = 1"),
+    ),
     _bug(
         "old-attempt-accepted",
         "21",
@@ -624,7 +624,7 @@ def report(rows: Sequence[Row], seeds: int) -> str:
         lines.append(f"| {mode} | {says} | {names} |")
     unseen = "; ".join(f"{bug.name} ({bug.says})" for bug in UNSEEN)
     covered = f"{len(modes)} of {len(MODES)} modes are planted in the runner and the machine."
-    return "\n".join([*lines, "", covered, "", f"Planted, and not found in 120 seeds: {unseen}.", ""])
+    return "\n".join([*lines, "", covered, "", f"Planted, and not found in 120 seeds and more: {unseen}.", ""])
 
 
 MODES = {
