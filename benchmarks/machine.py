@@ -9,9 +9,13 @@ repairs and requeues in the shares that a busy day has; the same for every run.
 
 import json
 import random
+import sys
 import time
+from pathlib import Path
 
 from attrs import evolve
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the programs are those of the tests
 from tests.property.alphabet import run
 
 from moorage.core.events import Event
