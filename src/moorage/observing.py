@@ -344,10 +344,14 @@ class Observing:
                 self.post(session, PathDoubted("the relay has no path for this session"))
 
     async def _close_paths_of_nobody(self, paths: Mapping[SessionId, PathReport], call_s: float) -> None:
-        """Paths whose session is over or has no use for one: left by a process that died at a bad moment."""
+        """
+        Paths whose session is over or has no use for one: left by a process that died at a bad moment.
+
+        The store is asked, also about sessions that we work on: another process may have taken them further.
+        """
         for session in [each for each in paths if each not in self.with_path]:
             try:
-                stored = await self.ports.store.load(session) if self.look(session) is None else None
+                stored = await self.ports.store.load(session)
             except StoreFailed:
                 continue  # whose it is will be known at another look
             if stored is not None and isinstance(stored.session.state, Connecting | Ready | Degraded):

@@ -1,9 +1,10 @@
 """
-Effects into calls: each effect is one bounded call over a port and ends in exactly one event.
+Effects into calls: each effect is bounded calls over a port, nearly always one, and ends in exactly one event.
 
 A system is behind a bulkhead. Its calls run in lanes (submit, status, watch, cancel, path), each with places of its
 own, so that hanging submits hold up no cancel; the first three have circuit breakers, cancel has none. Nothing here
-retries: what failed is an event, and the machine decides. An adapter that raises what it may not, hangs, or answers
+retries: what failed is an event, and the machine decides. A patient effect is no retry: it looks again for what takes
+its time to come. An adapter that raises what it may not, hangs, or answers
 with something of the wrong type is a typed failure of this one call.
 """
 
@@ -52,9 +53,11 @@ from moorage.core.events import (
     Withdrawn,
 )
 from moorage.core.gate import Unproven, check_document
+from moorage.core.machine import look_again_ms
 from moorage.core.model import (
     NOTE_LIMIT,
     Alive,
+    Connecting,
     Doubt,
     DoubtReason,
     Endpoint,
@@ -71,6 +74,7 @@ from moorage.core.model import (
     SessionId,
     SessionSpec,
     Sighting,
+    Starting,
     SystemName,
     Tag,
     Waiting,
@@ -363,6 +367,8 @@ class Performing:
                 return Found(effect.attempt, asked_at, sightings)
             case Cancel():
                 return await self._cancel(spec, effect)
+            case ReadEndpoint(patient=True):
+                return await self._patiently(spec, effect, lambda: self._read_endpoint(spec, effect), _not_there)
             case ReadEndpoint():
                 return await self._read_endpoint(spec, effect)
             case ReadLog():
@@ -373,6 +379,8 @@ class Performing:
                 return Removed(job)
             case OpenTunnel(number=number):
                 return TunnelOpened(number, await self._open(spec, effect))
+            case Probe(number=number, patient=True):
+                return await self._patiently(spec, effect, lambda: self._probe(spec, number), _no_lab)
             case Probe(number=number):
                 return await self._probe(spec, number)
             case CloseTunnel(number=number):
@@ -446,6 +454,30 @@ class Performing:
             return EndpointRead(effect.attempt, effect.job, None)
         endpoint = await self._proven_endpoint(spec, effect, report)
         return EndpointRead(effect.attempt, effect.job, endpoint)
+
+    async def _patiently(
+        self,
+        spec: SessionSpec,
+        effect: ReadEndpoint | Probe,
+        look: Callable[[], Coroutine[Any, Any, Event]],
+        fruitless: Callable[[Event], bool],
+    ) -> Event:
+        """
+        Look again until something is there, the session has gone on without it, or one call's time is over.
+
+        Nothing is held between two looks, and nothing is saved: that nothing is there yet is no news.
+        """
+        clock, timeouts = self.ports.clock, spec.timeouts
+        state = _state_of(self.look(spec.id), effect)
+        until = clock.now() + int(timeouts.call_s * 1000)
+        while True:
+            event = await look()
+            now = clock.now()
+            if state is None or not fruitless(event) or now >= until:
+                return event
+            await clock.sleep_until(Instant(now + look_again_ms(state.since, timeouts, now)))
+            if _state_of(self.look(spec.id), effect) is None:
+                return event
 
     async def _proven_endpoint(self, spec: SessionSpec, effect: ReadEndpoint, report: bytes) -> Endpoint:
         """What the launcher said about itself. A file that anybody else wrote is worth nothing."""
@@ -691,6 +723,27 @@ def _mend(error: PortError) -> None:
     note, wish = getattr(error, "note", None), getattr(error, "retry_after_s", None)
     error.note = note[:NOTE_LIMIT] if isinstance(note, str) else f"{type(error).__name__} ({type(note).__name__})"
     error.retry_after_s = wish if isinstance(wish, int | float) else None
+
+
+def _not_there(event: Event) -> bool:
+    return isinstance(event, EndpointRead) and event.endpoint is None
+
+
+def _no_lab(event: Event) -> bool:
+    return isinstance(event, Probed) and event.proven and not event.good
+
+
+def _state_of(session: Session | None, effect: ReadEndpoint | Probe) -> Starting | Connecting | None:
+    """The state that a patient effect is for, while the session is in it."""
+    if session is None or session.attempt != effect.attempt:
+        return None
+    match session.state, effect:
+        case Starting() as state, ReadEndpoint(job=job) if state.job.id == job:
+            return state
+        case Connecting() as state, Probe(number=number) if state.asked == number:
+            return state
+        case _:
+            return None
 
 
 def _job_report(said: Mapping[str, Any]) -> JobReport:

@@ -131,6 +131,7 @@ def an_effect(draw: Draw, session: Session) -> effects.Effect:
         "endpoint": lambda: endpoint(draw) or Endpoint("node1", 1),
         "route": lambda: route(draw, session),
         "progress": lambda: None,
+        "patient": lambda: draw.below(2) == 0,
     }
     names = [attribute.name for attribute in kind.__attrs_attrs__ if attribute.name not in common]
     return kind(**common, **{name: details[name]() for name in names})

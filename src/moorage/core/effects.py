@@ -42,13 +42,19 @@ class Cancel:
 
 @frozen
 class ReadEndpoint:
-    """Read the launcher's report. Ends in `EndpointRead` or `EffectFailed`."""
+    """
+    Read the launcher's report. Ends in `EndpointRead` or `EffectFailed`.
+
+    Args:
+        patient: Look again until it is there, for one call's time.
+    """
 
     session: SessionId
     attempt: int
     number: int
     tag: Tag
     job: JobId
+    patient: bool = False
 
 
 @frozen
@@ -90,11 +96,17 @@ class OpenTunnel:
 
 @frozen
 class Probe:
-    """Send one request end to end. Ends in `Probed` or `EffectFailed`."""
+    """
+    Send one request end to end. Ends in `Probed` or `EffectFailed`.
+
+    Args:
+        patient: Send another one while our launcher answers and its lab does not yet, for one call's time.
+    """
 
     session: SessionId
     attempt: int
     number: int
+    patient: bool = False
 
 
 @frozen

@@ -99,6 +99,7 @@ from .model import (
 )
 from .plan import GATE_SOCKET_NAME
 from .progress import progress_of
+from .timeouts import Timeouts
 
 UNAUTHORISED_TRIES = 3  # a stale token is refreshed by then; more tries only annoy the site
 LOG_TRIES = 3  # the log is a courtesy: an end must not wait for it
@@ -214,6 +215,16 @@ def watches(session: Session, now: Instant) -> tuple[Watch, ...]:
     return found
 
 
+def look_again_ms(since: Instant, timeouts: Timeouts, now: Instant) -> int:
+    """
+    How long to wait until the next look at what is starting: short at first, then a quarter of the state's age.
+
+    A look into the job's own directory, or through its own path, asks no scheduler: it may come sooner than the
+    question how the job is. A quarter of a second each, for the launcher and the lab, is what people wait for.
+    """
+    return max(1, _aging(since, timeouts.status_starting_s, timeouts.status_first_s / 4, now))
+
+
 def _aging(since: Instant, slow_s: float, first_s: float, now: Instant) -> int:
     """The older a state, the rarer the question: what has not changed for long rarely changes now."""
     return int(min(slow_s * 1000, max(first_s * 1000, (now - since) / 4)))
@@ -305,8 +316,8 @@ def _not_located(turn: "_Turn", state: Locating, asked_at: Instant) -> None:
 def _queued(turn: "_Turn", state: Queued, event: Event) -> None:
     match event:
         case Observed(job, _, Alive(phase=Phase.RUNNING) as alive) if job == state.job.id:
-            turn.go(Starting(_as_seen(state.job, alive), turn.now, turn.answer_due()))
-            turn.ask_about(ReadEndpoint, state.job.id)
+            turn.go(Starting(_as_seen(state.job, alive), turn.now, turn.patient_due()))
+            turn.ask_about(ReadEndpoint, state.job.id, patient=True)
         case Observed(job, _, Alive() as alive) if job == state.job.id:
             _seen_alive(turn, state, alive)
         case Woke() if turn.now >= _queue_deadline(turn.session, state):
@@ -330,8 +341,8 @@ def _starting(turn: "_Turn", state: Starting, event: Event) -> None:
                 turn, Cause.BOOT_TIMED_OUT, Evidence(state.note or "the launcher did not report where it listens")
             )
         case Woke() | Resumed() if turn.now >= state.due or isinstance(event, Resumed):
-            turn.set(evolve(state, due=turn.answer_due()))
-            turn.ask_about(ReadEndpoint, state.job.id)
+            turn.set(evolve(state, due=turn.patient_due()))
+            turn.ask_about(ReadEndpoint, state.job.id, patient=True)
         case _:
             _with_job(turn, state, event)
 
@@ -382,8 +393,8 @@ def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
             _begin_stop(turn, Cause.CONNECT_TIMED_OUT, Evidence("the job runs but no path to it could be made"))
         case Woke() if turn.now >= state.due and state.route is not None and not state.asked:
             # The path is there and leads to our launcher; what is missing is its lab.
-            turn.set(evolve(state, asked=turn.serial + 1, due=turn.answer_due()))
-            turn.ask(Probe)
+            turn.set(evolve(state, asked=turn.serial + 1, due=turn.patient_due()))
+            turn.ask(Probe, patient=True)
         case Woke() | Resumed() if turn.now >= state.due or isinstance(event, Resumed):
             _repair(turn, state)
         case _:
@@ -969,8 +980,8 @@ class _Turn:
     def ask(self, effect: Callable[..., Effect], **details: Any) -> None:
         self.ask_for(self.attempt, effect, **details)
 
-    def ask_about(self, effect: Callable[..., Effect], job: JobId) -> None:
-        self.ask_for(self.attempt, effect, tag=tag_of(self.spec, self.attempt), job=job)
+    def ask_about(self, effect: Callable[..., Effect], job: JobId, **details: Any) -> None:
+        self.ask_for(self.attempt, effect, tag=tag_of(self.spec, self.attempt), job=job, **details)
 
     def ask_for(self, attempt: int, effect: Callable[..., Effect], **details: Any) -> None:
         self.serial += 1
@@ -985,13 +996,12 @@ class _Turn:
         """Every effect is answered within its deadline; after twice that time we act again without an answer."""
         return self.in_s(2 * self.spec.timeouts.call_s)
 
+    def patient_due(self) -> Instant:
+        """A patient effect may begin its last call when an ordinary one is over."""
+        return self.in_s(3 * self.spec.timeouts.call_s)
+
     def soon(self, since: Instant) -> Instant:
-        """Often at first, then ever more rarely: a quarter of the state's age."""
-        timeouts = self.spec.timeouts
-        # A look into the job's own directory, or through its own path, asks no scheduler: it may come sooner than the
-        # question how the job is. A quarter of a second each, for the launcher and the lab, is what people wait for.
-        first_s = timeouts.status_first_s / 4
-        return Instant(self.now + max(1, _aging(since, timeouts.status_starting_s, first_s, self.now)))
+        return Instant(self.now + look_again_ms(since, self.spec.timeouts, self.now))
 
     def backoff_at(self, tries: int) -> Instant:
         timeouts = self.spec.timeouts

@@ -289,7 +289,8 @@ def test_a_path_to_a_lab_that_is_not_up_yet_is_only_probed() -> None:
         life.wake()
         probe = life.last(effects.Probe)
         assert life.new == [probe]
-        assert (life.state.asked, life.state.due, life.state.route) == (probe.number, at(life, 60), ROUTE)
+        assert probe.patient, "it is repeated until the lab is up, and nothing is decided or saved meanwhile"
+        assert (life.state.asked, life.state.due, life.state.route) == (probe.number, at(life, 90), ROUTE)
         life.take(events.Probed(probe.number, good=False, note="starting", proven=True), after_s=1)
     life.wake()
     life.take(events.EffectFailed(life.last(effects.Probe), Failure(FailureKind.UNANSWERED)))

@@ -90,8 +90,8 @@ def test_when_each_state_wants_to_be_woken() -> None:
     life.take(events.Admitted())
     assert life.decision.wake_at == NEVER, "the submit is answered"
     assert Life().queued().decision.wake_at == START + 14 * DAY_S * 1000
-    for life in (Life().starting(), Life().connecting()):
-        assert life.decision.wake_at == life.state.due == at(life, 60)
+    for life, seconds in ((Life().starting(), 90), (Life().connecting(), 60)):
+        assert life.decision.wake_at == life.state.due == at(life, seconds)
     assert Life().ready().decision.wake_at == Life().ready().state.due
     assert Life().degraded().decision.wake_at == Life().degraded().state.due
 
@@ -157,16 +157,16 @@ def test_a_wake_up_before_its_time_asks_for_nothing() -> None:
 
 
 def test_a_restart_asks_at_once_and_changes_no_time_of_the_state() -> None:
-    for life, kind in (
-        (Life().starting(), "ReadEndpoint"),
-        (Life().connecting(), "OpenTunnel"),
-        (Life().ready(), "Probe"),
-        (Life().degraded(), "OpenTunnel"),
+    for life, kind, seconds in (
+        (Life().starting(), "ReadEndpoint", 90),
+        (Life().connecting(), "OpenTunnel", 60),
+        (Life().ready(), "Probe", 60),
+        (Life().degraded(), "OpenTunnel", 60),
     ):
         since = life.state.since
         life.take(events.Resumed(), after_s=1)
         assert life.kinds() == {kind}
-        assert (life.state.since, life.state.due) == (since, at(life, 60))
+        assert (life.state.since, life.state.due) == (since, at(life, seconds))
 
 
 def test_a_suspicion_that_is_due_is_looked_up_in_every_state() -> None:

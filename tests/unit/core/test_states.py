@@ -292,7 +292,8 @@ def test_connecting_in_full() -> None:
 def test_starting_in_full() -> None:
     life = Life().queued()
     life.seen()
-    assert life.state == Starting(ON_NODE, life.now, at(life, 60))
+    assert life.state == Starting(ON_NODE, life.now, at(life, 90))
+    assert life.last(effects.ReadEndpoint).patient
     life.take(events.EndpointRead(1, JOB, None), after_s=4)
     assert life.state.due == at(life, 1), "a quarter of the state's age"
     life.take(events.EffectFailed(life.last(effects.ReadEndpoint), Failure(FailureKind.MALFORMED)))

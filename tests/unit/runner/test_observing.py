@@ -427,6 +427,24 @@ async def test_a_path_of_a_session_of_another_process_is_left_alone() -> None:
 
 
 @in_virtual_time
+async def test_a_path_that_another_process_has_made_for_a_session_of_both_is_left_alone() -> None:
+    """What this process remembers of the session may be old; the store says what is true."""
+    world = World()
+    world.site.starts = False
+    async with world.runner() as stale:
+        session = await stale.start(request())
+        await wait_for(stale, session, Queued)
+        world.site.scripts["observe"] = hang
+        async with world.runner() as fresh:
+            world.site.scripts.clear()
+            for job in world.site.jobs.values():
+                job.said = Alive(Phase.RUNNING, node="n1")
+            await wait_for(fresh, session, Ready)
+        await asyncio.sleep(25)
+        assert session in world.relay.paths
+
+
+@in_virtual_time
 @pytest.mark.parametrize("how", ["lost", "stale", "closed"])
 async def test_a_path_in_doubt_is_told_and_repaired_and_the_job_stays(how: str) -> None:
     world = World()
