@@ -7,37 +7,25 @@ all of it is one interpreter's threads.
 
 import asyncio
 import contextlib
-import logging
 import socket
-import threading
-import time
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-from paramiko import Channel, Message
-from paramiko.common import cMSG_CHANNEL_OPEN
-from paramiko.ssh_exception import ChannelException, SSHException
+from typing import TYPE_CHECKING
 
 from moorage.core.model import Endpoint, SystemName
 from moorage.core.timeouts import Timeouts
-from moorage.ports.errors import Overloaded, PortError, Refused, Unreachable
+from moorage.ports.errors import PortError
 from moorage.ports.system import Handle
 
-from .client import Connection, Login
 from .hosts import destination
 from .plugin import ParamikoConfig
-from .pump import Pump
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # paramiko and what it needs are 17 MiB, which a relay without such a stream does without
+    from .client import Login
+    from .paramiko_line import Line
 
-PING_S, MISSED_S = 5.0, 15.0
-"""As OpenSSH's ServerAliveInterval and three misses; paramiko's own keep-alive never counts answers."""
 OPENING = 32
 """Channels that are being opened at the same time; each waits in a thread."""
-PACKET = 32_768
-"""Bytes of one SSH packet; OpenSSH's own. Larger ones were measured to gain nothing."""
 
 
 class ParamikoDialer:
@@ -46,10 +34,11 @@ class ParamikoDialer:
     def __init__(self, system: SystemName, config: ParamikoConfig, timeouts: Timeouts, seed: int) -> None:
         self._system, self._config, self._timeouts = system, config, timeouts
         self._threads = ThreadPoolExecutor(OPENING + 2, thread_name_prefix=f"paramiko {system}")
-        self._login = Login(system, config, config.user, config.key_file, timeouts, self._threads, seed)
+        self._seed = seed
+        self._login: Login | None = None
         self._opening = asyncio.Semaphore(OPENING)
         self._turn = asyncio.Lock()
-        self._line: _Line | None = None
+        self._line: Line | None = None
 
     async def dial(self, endpoint: Endpoint, job: Handle) -> tuple[StreamReader, StreamWriter]:
         host, port, path = destination(self._system, endpoint)
@@ -70,14 +59,15 @@ class ParamikoDialer:
         if self._line is not None:
             await self._line.close()
             self._line = None
-        await self._login.close()
+        if self._login is not None:
+            await self._login.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def _window(self) -> int:
         return self._config.window_mib << 20
 
-    async def _connected(self) -> "_Line":
+    async def _connected(self) -> "Line":
         async with self._turn:
             line = self._line
             if line is not None and line.alive:
@@ -85,116 +75,35 @@ class ParamikoDialer:
             if line is not None:
                 await line.close()
                 self._line = None
-            connection = await self._login._connected()
-            self._line = _Line(self._system, connection, self._threads, self._hurry())
+            login = await self._loaded()
+            connection = await login._connected()
+            self._line = _line_class()(self._system, connection, self._threads, _hurry(login))
             return self._line
 
-    async def _hurry(self) -> None:
-        """Have sshd send small messages at once, as `openssh._Master` does; where commands are refused it stays so."""
-        with contextlib.suppress(PortError):
-            await self._login.run(("true",))
+    async def _loaded(self) -> "Login":
+        if self._login is None:
+            await asyncio.get_running_loop().run_in_executor(self._threads, _line_class)  # takes half a second
+            from .client import Login
+
+            config = self._config
+            self._login = Login(
+                self._system, config, config.user, config.key_file, self._timeouts, self._threads, self._seed
+            )
+        return self._login
 
 
-class _Line:
-    """One connection with its pump and its ping."""
+def _line_class() -> "type[Line]":
+    from .paramiko_line import Line
 
-    def __init__(
-        self, system: str, connection: Connection, threads: ThreadPoolExecutor, first: Coroutine[None, None, None]
-    ) -> None:
-        self._system, self._connection, self._threads = system, connection, threads
-        self._pump = Pump(system)
-        self._tasks = [asyncio.create_task(first), asyncio.create_task(self._ping())]
-
-    @property
-    def alive(self) -> bool:
-        return self._connection.alive
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.get_running_loop().run_in_executor(None, self._close)
-
-    def _close(self) -> None:
-        self._connection.close()
-        self._pump.stop()
-
-    async def _ping(self) -> None:
-        """Close a connection on which nothing is answered; its streams end, and the next dial makes another."""
-        transport = self._connection.transport
-        loop = asyncio.get_running_loop()
-        while self.alive:
-            await asyncio.sleep(PING_S)
-            asked = loop.run_in_executor(self._threads, transport.global_request, "keepalive@openssh.com", None, True)
-            done, _ = await asyncio.wait([asked], timeout=MISSED_S)
-            if not done:
-                _log.warning("%s: the login node does not answer any more", self._system)
-                transport.close()
-                return
-
-    def open(self, host: str, port: int, path: str, window: int, timeouts: Timeouts) -> socket.socket:
-        """In a thread: a socket that speaks for a new channel."""
-        transport, seconds = self._connection.transport, timeouts.connect_s
-        try:
-            if path:
-                channel = _open_streamlocal(transport, path, window, seconds)
-            else:
-                channel = transport.open_channel(
-                    "direct-tcpip", (host, port), ("127.0.0.1", 0), window_size=window, timeout=seconds
-                )
-        except ChannelException as error:
-            raise _refusal(error) from error
-        except (SSHException, EOFError, OSError) as error:
-            raise Unreachable(f"no stream through the login node: {error or type(error).__name__}") from error
-        return self._pump.add(channel)
+    return Line
 
 
-def _refusal(error: ChannelException) -> PortError:
-    """What the login node says about a channel. Source: RFC 4254, section 5.1."""
-    if error.code == 1:
-        return Refused("the login node does not permit forwarding there")
-    if error.code == 4:
-        return Overloaded("the login node has no resources for another channel")
-    return Unreachable("nobody listens there, or the login node cannot reach it")
+async def _hurry(login: "Login") -> None:
+    """Have sshd send small messages at once, as `openssh._Master` does; where commands are refused it stays so."""
+    with contextlib.suppress(PortError):
+        await login.run(("true",))
 
 
 def _close_result(opening: "asyncio.Future[socket.socket]") -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
-
-
-def _open_streamlocal(transport: Any, path: str, window: int, seconds: float) -> Any:
-    """
-    A channel to a unix socket on the login node, which paramiko has no call for: its `open_channel` with the words
-    of another kind.
-
-    Source: OpenSSH PROTOCOL, section 2.4 "direct-streamlocal@openssh.com"; paramiko 5.1, `Transport.open_channel`.
-    """
-    with transport.lock:
-        number = transport._next_channel()
-        message = Message()
-        message.add_byte(cMSG_CHANNEL_OPEN)
-        message.add_string("direct-streamlocal@openssh.com")
-        message.add_int(number)
-        message.add_int(window)
-        message.add_int(PACKET)
-        message.add_string(path)
-        message.add_string("")
-        message.add_int(0)
-        channel = Channel(number)
-        transport._channels.put(number, channel)
-        transport.channel_events[number] = event = threading.Event()
-        transport.channels_seen[number] = True
-        channel._set_transport(transport)
-        channel._set_window(window, PACKET)
-    transport._send_user_message(message)
-    deadline = time.monotonic() + seconds
-    while not event.wait(0.1):
-        if not transport.is_active():
-            raise EOFError
-        if time.monotonic() > deadline:
-            channel.close()
-            raise SSHException("no answer in time")
-    if transport._channels.get(number) is None:
-        raise transport.get_exception() or SSHException("refused")
-    return channel
