@@ -37,7 +37,16 @@ from moorage.core.model import (
     parse_tag,
     tag_of,
 )
-from moorage.performing import Look, Performing, Post, SystemEntry, World, checked_observation, checked_sightings
+from moorage.performing import (
+    Alarm,
+    Look,
+    Performing,
+    Post,
+    SystemEntry,
+    World,
+    checked_observation,
+    checked_sightings,
+)
 from moorage.ports.errors import Malformed, PortError, StoreFailed
 from moorage.ports.store import Store
 from moorage.ports.system import Handle, Pushing
@@ -96,15 +105,17 @@ class Observer:
 
     name: SystemName
     entry: SystemEntry
+    alarm: Alarm
     jobs: dict[JobId, Watched] = field(factory=dict)
     sessions: dict[SessionId, tuple[JobId, ...]] = field(factory=dict)
     heap: list[tuple[Instant, JobId]] = field(factory=list)
-    changed: asyncio.Event = field(factory=asyncio.Event)
     planned: Instant = NEVER
     rested_at: Instant = field(default=Instant(0))
     """The system is left alone until then, however urgent a job is."""
     owners: dict[Owner, Instant] = field(factory=dict)
-    """On whose behalf to sweep, and when a session of theirs last changed."""
+    """On whose behalf to sweep, and when a session of theirs last changed in a way that can make or lose a job."""
+    swept: dict[str, Instant] = field(factory=dict)
+    """When the last sweep of an account began that was answered."""
     answered_at: Instant | None = None
     failed: str = ""
     strays: dict[JobId, Stray] = field(factory=dict)
@@ -118,7 +129,7 @@ class Observer:
             self.heap = [(each.due, job) for job, each in self.jobs.items()]
             heapq.heapify(self.heap)
         if max(due, self.rested_at) < self.planned:
-            self.changed.set()
+            self.alarm.ring()
 
     def next_due(self) -> Instant:
         """When the next job is due; entries that were planned anew are dropped."""
@@ -146,7 +157,7 @@ class Observing:
         self.post = post
         self.look = look
         self.deployment = deployment
-        self.observers = {name: Observer(name, entry) for name, entry in ports.systems.items()}
+        self.observers = {name: Observer(name, entry, performing.alarm()) for name, entry in ports.systems.items()}
         self.ready: dict[SessionId, Session] = {}
         self.with_path: dict[SessionId, Session] = {}
         self.paths: Mapping[SessionId, PathReport] = {}
@@ -171,9 +182,10 @@ class Observing:
         if observer is None:
             return
         now = self.ports.clock.now()
-        if session.attempt:
+        owner = session.spec.key.owner
+        if session.attempt and not (owner in observer.owners and isinstance(session.state, Ready | Degraded)):
             # Also without a job that we know of: a submit that was given up may come to something very late.
-            observer.owners[session.spec.key.owner] = now
+            observer.owners[owner] = now
         wanted = watches(session, now)
         before = observer.sessions.get(session.id, ())
         if not wanted and not before:
@@ -218,12 +230,10 @@ class Observing:
         """Ask when something is due, never faster than the system can be asked."""
         clock = self.ports.clock
         while True:
-            observer.changed.clear()
             observer.planned = at = Instant(max(observer.next_due(), observer.rested_at))
             if clock.now() < at:
-                await self.performing.first(observer.changed.wait(), _sleep(clock.sleep_until, at))
-                if clock.now() < at:
-                    continue
+                await observer.alarm.wait(at)
+                continue
             began = clock.now()
             await self._ask(observer, began)
             ended = clock.now()
@@ -370,14 +380,15 @@ class Observing:
         """
         Compare the system's jobs with the store, once soon after the start and then now and then.
 
-        On behalf of whom there was no answer is asked again sooner: what nobody knows of may be over by the next sweep.
+        The longer nothing has changed with somebody, the rarer: what nobody knows of comes from a change. On behalf of
+        whom there was no answer is asked again sooner: what nobody knows of may be over by the next sweep.
         """
         clock, timeouts = self.ports.clock, observer.entry.timeouts
         at = Instant(clock.now() + int(timeouts.lookup_s * 1000))
         while True:
             await clock.sleep_until(at)
             at, pause_ms = Instant(clock.now() + int(timeouts.sweep_s * 1000)), int(timeouts.status_queued_s * 1000)
-            owners = _one_per_account(observer)
+            owners = _to_sweep(observer, clock.now())
             while owners := await self._sweep_accounts(observer, owners):
                 if clock.now() + pause_ms >= at:
                     break
@@ -402,6 +413,7 @@ class Observing:
             complete: When the lookup on behalf of an account began that was answered.
         """
         timeouts, account = observer.entry.timeouts, partial(_account, observer)
+        observer.swept.update(complete)
         late_ms = int(1000 * (timeouts.submit_s + timeouts.horizon_s))
         sessions = [known for known in map(self.look, observer.sessions) if known is not None]
         busy = {account(session.spec.key.owner) for session in sessions}
@@ -410,6 +422,8 @@ class Observing:
             began = complete.get(account(owner))
             if began is not None and account(owner) not in busy and began - changed > late_ms:
                 del observer.owners[owner]
+        kept = {account(owner) for owner in observer.owners}
+        observer.swept = {each: at for each, at in observer.swept.items() if each in kept}
 
     async def _sweep_account(self, observer: Observer, owner: Owner) -> bool:
         """Whether the system answered."""
@@ -482,12 +496,27 @@ def _checked_paths(found: object) -> Mapping[SessionId, PathReport]:
     return found
 
 
-def _one_per_account(observer: Observer) -> list[Owner]:
-    """Owners to look on behalf of: people with one account see the same jobs."""
-    accounts: dict[str, Owner] = {}
-    for owner in observer.owners:
-        accounts.setdefault(_account(observer, owner), owner)
-    return list(accounts.values())
+def _to_sweep(observer: Observer, now: Instant) -> list[Owner]:
+    """
+    Owners to look on behalf of: people with one account see the same jobs.
+
+    Each time as long after the last one as that was after the last change, within bounds. An account with a stray is
+    looked at every time: the stray is to be seen again before it is cancelled.
+    """
+    timeouts = observer.entry.timeouts
+    accounts: dict[str, tuple[Owner, Instant]] = {}
+    for owner, changed in observer.owners.items():
+        account = _account(observer, owner)
+        first, latest = accounts.get(account, (owner, changed))
+        accounts[account] = (first, max(latest, changed))
+    strays = {_account(observer, stray.handle.owner) for stray in observer.strays.values()}
+    found = []
+    for account, (owner, changed) in accounts.items():
+        last = observer.swept.get(account)
+        pause_ms = min(1000 * timeouts.sweep_quiet_s, max(1000 * timeouts.sweep_s, (now - changed) / 2))
+        if last is None or account in strays or changed > last or now - last >= pause_ms - 1000:
+            found.append(owner)
+    return found
 
 
 def _account(observer: Observer, owner: Owner) -> str:
@@ -513,7 +542,3 @@ def _knows(session: Session, job: JobId) -> bool:
 
 def _is_news(said: Observation) -> bool:
     return not isinstance(said, Doubt) or said.reason is DoubtReason.NOT_LISTED
-
-
-async def _sleep(sleep_until: Callable[[Instant], Coroutine[Any, Any, None]], at: Instant) -> None:
-    await sleep_until(at)

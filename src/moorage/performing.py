@@ -55,6 +55,7 @@ from moorage.core.events import (
 from moorage.core.gate import Unproven, check_document
 from moorage.core.machine import look_again_ms
 from moorage.core.model import (
+    NEVER,
     NOTE_LIMIT,
     Alive,
     Connecting,
@@ -207,6 +208,40 @@ class _Submission:
     given_up: bool = False
 
 
+class Alarm:
+    """
+    Something to wait for that rings when it is told to, or at a time; perhaps earlier, so look what there is to do.
+
+    However often it is set, one task at most sleeps for it.
+    """
+
+    def __init__(self, clock: Clock, spawn: "Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]") -> None:
+        self._clock = clock
+        self._spawn = spawn
+        self._rung = asyncio.Event()
+        self._until = NEVER
+        self._sleeper: asyncio.Task[None] | None = None
+
+    def ring(self) -> None:
+        """Have whoever waits go on; or, if nobody does, whoever waits next."""
+        self._rung.set()
+
+    async def wait(self, until: Instant) -> None:
+        """Until it is rung, or `until`."""
+        if until < self._until:
+            if self._sleeper is not None:
+                self._sleeper.cancel()
+            self._until = until
+            self._sleeper = self._spawn(self._sleep(until))
+        await self._rung.wait()
+        self._rung.clear()
+
+    async def _sleep(self, until: Instant) -> None:
+        await self._clock.sleep_until(until)
+        self._until, self._sleeper = NEVER, None
+        self._rung.set()
+
+
 class Performing:
     """Performs effects for the runner."""
 
@@ -300,14 +335,9 @@ class Performing:
             if submission.begun:
                 submission.task.cancel()
 
-    async def first(self, *works: Coroutine[Any, Any, Any]) -> None:
-        """Return when one of them is done; the others are given up."""
-        tasks = [self._spawn(work) for work in works]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
+    def alarm(self) -> "Alarm":
+        """An alarm that rings by this process's clock."""
+        return Alarm(self.ports.clock, self._spawn)
 
     def _spawn(self, work: Coroutine[Any, Any, Answer]) -> "asyncio.Task[Answer]":
         task = asyncio.get_running_loop().create_task(work)
@@ -764,4 +794,4 @@ def _lane(name: SystemName, entry: SystemEntry, kind: Kind, number: int) -> Lane
     return Lane(asyncio.Semaphore(calls), entry.queue, breaker)
 
 
-__all__ = ["Kind", "Performing", "SystemEntry", "checked_observation", "checked_sightings"]
+__all__ = ["Alarm", "Kind", "Performing", "SystemEntry", "checked_observation", "checked_sightings"]

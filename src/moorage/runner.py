@@ -57,6 +57,9 @@ STORE_RETRY_MS = (250, 5_000)
 NEWS = 64
 """Steps kept for a follower that is slow; what is missing it reads in the log."""
 
+SUBMITS_LOOK_MS = 60_000
+"""Between two looks for submits that nobody makes any more."""
+
 ADMISSION_PAUSE_MS = 1_000
 """A breaker that closes, or a minute's budget that comes back, is noticed after this time at the latest."""
 
@@ -145,9 +148,9 @@ class Runner:
         # A dict keeps the order of starting, so that a crash in virtual time ends tasks in the same order each run.
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.closing = False
-        self._admission_due = asyncio.Event()
         self.performing = Performing(ports, self.post, self.session)
         self.observing = Observing(ports, self.performing, self.post, self.session, deployment)
+        self._admission_due = self.performing.alarm()
 
     # The driving port -------------------------------------------------------------------------------------------------
 
@@ -249,9 +252,10 @@ class Runner:
             self.post(live.id, Resumed())
         self.spawn(self._run_wakeups())
         self.spawn(self._admission_loop())
+        self.spawn(self._resume_submits())
         for loop in (*self.performing.loops(), *self.observing.loops()):
             self.spawn(loop)
-        self._admission_due.set()
+        self._admission_due.ring()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -287,6 +291,24 @@ class Runner:
     async def _woke(self, session: SessionId) -> None:
         if session in self.live:
             self.post(session, Woke())
+
+    async def _resume_submits(self) -> None:
+        """
+        Take up submits that nobody makes any more.
+
+        It is the only state whose next act is an answer. If another process took the session over for a while and then
+        ended, no answer comes here, and what we remember of the session is old.
+        """
+        clock = self.ports.clock
+        while True:
+            await clock.sleep_until(Instant(clock.now() + SUBMITS_LOOK_MS))
+            for live in list(self.live.values()):
+                session = live.session
+                if session is None or not isinstance(session.state, Submitting) or live.mailbox:
+                    continue
+                longest_ms = 1000 * (session.spec.timeouts.call_s + session.spec.timeouts.submit_s)
+                if live.id not in self.performing.submissions and clock.now() - session.state.since > longest_ms:
+                    self.post(live.id, Resumed())
 
     # Events -----------------------------------------------------------------------------------------------------------
 
@@ -508,7 +530,7 @@ class Runner:
         created.set_result(None)
         # Before anything that takes time: a stop may come at once and end the session.
         self.waiting.add(live.id)
-        self._admission_due.set()
+        self._admission_due.ring()
         self.performing.start(live.id, decision.session.spec, decision.effects)
         self._tell_watchers(None, None, decision, now)
         if live.wake_at == NEVER and self.live.get(live.id) is live:
@@ -577,7 +599,7 @@ class Runner:
             self.waiting.discard(live.id)
         came = isinstance(after.state, Waiting) and not (before is not None and isinstance(before.state, Waiting))
         if holds != held or came or isinstance(after.state, Ended):
-            self._admission_due.set()  # but not because somebody was told why they wait: all would be looked at again
+            self._admission_due.ring()  # but not because somebody was told why they wait: all would be looked at again
         self.observing.changed(after)
 
     # Admission --------------------------------------------------------------------------------------------------------
@@ -585,13 +607,9 @@ class Runner:
     async def _admission_loop(self) -> None:
         """Decide who may start whenever something changed, and once a second while somebody waits."""
         while True:
-            if not self.waiting:
-                await self._admission_due.wait()
-            self._admission_due.clear()
             self._admit()
-            # Those who came or left at the same moment are decided about together.
-            pause = Instant(self.ports.clock.now() + ADMISSION_PAUSE_MS)
-            await self.performing.first(self._admission_due.wait(), self.ports.clock.sleep_until(pause))
+            pause = Instant(self.ports.clock.now() + ADMISSION_PAUSE_MS) if self.waiting else NEVER
+            await self._admission_due.wait(pause)
 
     def _admit(self) -> None:
         now = self.ports.clock.now()
@@ -617,7 +635,7 @@ class Runner:
         if admitted is not None:
             self.taken.give_back(admitted)
             if not full:
-                self._admission_due.set()
+                self._admission_due.ring()
 
     def _busy(self, waiting: list[Session]) -> set[SessionKey]:
         """Keys with a session that is not waiting and has not ended."""

@@ -200,9 +200,9 @@ def watches(session: Session, now: Instant) -> tuple[Watch, ...]:
         case Queued():
             found = (Watch(state.job.id, _aging(state.since, timeouts.status_queued_s, timeouts.status_first_s, now)),)
         case Starting() | Connecting():
-            found = (
-                Watch(state.job.id, _aging(state.since, timeouts.status_starting_s, timeouts.status_first_s, now)),
-            )
+            # What it waits for, the launcher and the lab, is looked for directly; this is for the end of its job.
+            first_s = 4 * timeouts.status_first_s
+            found = (Watch(state.job.id, _aging(state.since, timeouts.status_starting_s, first_s, now)),)
         case Ready():
             found = (Watch(state.job.id, _ms(timeouts.status_ready_s)),)
         case Degraded():

@@ -403,9 +403,10 @@ def one_session_per_key(world: "World", saved: Saved) -> str | None:
     after, event = saved.session, saved.event
     if event is not None or len(world.processes) > 1:
         return None
+    key = after.spec.key
     for id_ in world.shelf.open:
         other = world.shelf.sessions[id_].session
-        if id_ != after.id and other.spec.key == after.spec.key and not isinstance(other.state, _OVER):
+        if other.spec.key == key and id_ != after.id and not isinstance(other.state, _OVER):
             return f"session {id_} of the same name is {_state(other)}"
     return None
 
@@ -676,6 +677,8 @@ def mailboxes_bounded(world: "World") -> Iterator[tuple[str, SessionId]]:
                     yield f"{len(live.mailbox)} events wait", live.id
     for id_ in world.shelf.open:
         entries = len(world.shelf.logs[id_])
+        if entries <= 2_000:
+            continue
         hours = (world.now() - world.shelf.sessions[id_].session.spec.asked_at) / 3_600_000
         if entries > 2_000 + 3_000 * hours:
             yield f"{entries} entries in its log after {hours:.1f} h", id_
@@ -695,6 +698,8 @@ def what_is_wrong_is_mended(world: "World") -> Iterator[tuple[str, SessionId]]:
     for id_ in world.shelf.open:
         session = world.shelf.sessions[id_].session
         timeouts, state = session.spec.timeouts, session.state
+        if isinstance(state, Ready) and world.hub.routes.get(id_) == state.route:
+            continue  # nearly all of them
         # A submit is waited for; a job that its system calls configuring for ever (F-S6) is given its time to boot.
         waits_s = {Submitting: timeouts.submit_s, Starting: timeouts.boot_s}.get(type(state), 0)
         limit_ms = int(1000 * (5 * timeouts.call_s + waits_s))
@@ -717,7 +722,7 @@ def what_is_wrong_is_mended(world: "World") -> Iterator[tuple[str, SessionId]]:
                 yield f"its job is over and it is still {_state(session)} after {since_s} s", id_
             elif isinstance(state, Degraded) and _answers(job) and site.clock() > job.silent_until + limit_ms:
                 yield f"its job answers and its path is in doubt for {since_s} s", id_
-        elif isinstance(state, Ready) and world.hub.routes.get(id_) != state.route:
+        elif isinstance(state, Ready):
             yield f"it is ready for {since_s} s and the Hub does not know its address", id_
 
 

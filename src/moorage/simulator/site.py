@@ -146,6 +146,7 @@ class Site:
         self.jobs: dict[JobId, SiteJob] = {}
         self.by_number: dict[int, SiteJob] = {}
         self.by_session: dict[SessionId, dict[JobId, SiteJob]] = {}
+        self.by_account: dict[str, dict[JobId, SiteJob]] = {}
         self.living: dict[JobId, SiteJob] = {}
         self.endpoints: dict[tuple[str, int], SiteJob] = {}
         self.down_until = 0
@@ -240,6 +241,7 @@ class Site:
             job.session, job.attempt = named
             self.by_session.setdefault(named[0], {})[job.id] = job
         self.jobs[job.id] = self.by_number[number] = self.living[job.id] = job
+        self.by_account.setdefault(account, {})[job.id] = job
         self.watching.created(job)
         self.advance(now)
         return job.id
@@ -248,10 +250,10 @@ class Site:
         """Every visible job whose tag begins so."""
         self.advance(now)
         named = parse_tag(tag)
-        found = self.jobs.values() if named is None else self.by_session.get(named[0], {}).values()
+        found = self.by_account.get(account, {}) if named is None else self.by_session.get(named[0], {})
         return tuple(
             Sighting(job.id, job.tag, job.alive)
-            for job in found
+            for job in found.values()
             if job.visible_at <= now and job.account == account and job.tag.startswith(tag)
         )
 
@@ -332,7 +334,7 @@ class Site:
             job.cancelled = True
             self.batch.cancel(job.number, now)
             self.advance(now)
-        del self.jobs[job_id]
+        del self.jobs[job_id], self.by_account[job.account][job_id]
         job.removed = True
         if job.session is not None:
             others = self.by_session[job.session]

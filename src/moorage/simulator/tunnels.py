@@ -11,7 +11,7 @@ from moorage.ports.tunnels import PathReport, ProbeResult
 
 from .choices import between
 from .faults import Faults, Kind, Verdict
-from .site import Site, SiteJob
+from .site import Launcher, Site, SiteJob
 from .systems import Way
 
 
@@ -30,6 +30,8 @@ class Path:
     mute_until: int = 0
     foreign_until: int = 0
     cut: bool = False
+    far: tuple[SiteJob, Launcher] | None = None
+    """Whose lab was at its far end when somebody last looked."""
 
 
 @frozen
@@ -108,8 +110,19 @@ class Relay:
     def _serves(self, path: Path, now: int) -> SiteJob | None:
         job = None if path.cut else self._reached(path, now)
         if job is None or job.launcher is None or job.launcher.serves_at is None or job.launcher.serves_at > now:
+            path.far = None
             return None
+        path.far = job, job.launcher
         return job
+
+    def _still_serves(self, path: Path, now: int) -> bool:
+        """The same, quickly: what was found last time is nearly always there, as long as nothing is silent."""
+        if path.far is None or path.cut:
+            return self._serves(path, now) is not None
+        job, launcher = path.far
+        down_until = self.sites[path.system].down_until
+        quiet_until = max(path.mute_until, path.foreign_until, job.silent_until, job.foreign_until, down_until)
+        return (job.launcher is launcher and now >= quiet_until) or self._serves(path, now) is not None
 
     def probe(self, session: SessionId, verdict: Verdict) -> ProbeResult:
         """One request through the listener."""
@@ -144,7 +157,7 @@ class Relay:
             site.advance(now)
         reports = {}
         for session, path in self.paths.items():
-            if path.good_at is not None and self._serves(path, now) is not None:
+            if path.good_at is not None and self._still_serves(path, now):
                 path.good_at = now
                 reports[session] = _FRESH
             else:

@@ -38,17 +38,20 @@ def watched(life: Life, after_s: float = 0) -> list[Watch]:
 # How often ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("state", "longest_s"), [("queued", 30), ("starting", 5), ("connecting", 5)])
-def test_the_older_a_state_the_rarer_the_question(state: str, longest_s: float) -> None:
-    """A quarter of its age, from a quarter of a second to a limit."""
+@pytest.mark.parametrize(
+    ("state", "shortest_s", "longest_s"), [("queued", 0.25, 30), ("starting", 1, 5), ("connecting", 1, 5)]
+)
+def test_the_older_a_state_the_rarer_the_question(state: str, shortest_s: float, longest_s: float) -> None:
+    """A quarter of its age, within limits; seldom while something else tells sooner how the job is."""
     life = getattr(Life(), state)()
-    for age_s, interval_s in ((0, 0.25), (1, 0.25), (4, 1), (18, 4.5), (3600, longest_s)):
+    for age_s, interval_s in ((0, shortest_s), (1, shortest_s), (4, 1), (18, 4.5), (3600, longest_s)):
         assert watched(life, age_s) == [Watch(JOB, int(interval_s * 1000))]
     assert watched(life, 40) == [Watch(JOB, min(10_000, int(longest_s * 1000)))]
 
 
 def test_the_first_question_comes_when_the_table_says() -> None:
-    assert watched(Life(timeouts=Timeouts(status_first_s=2)).starting()) == [Watch(JOB, 2_000)]
+    assert watched(Life(timeouts=Timeouts(status_first_s=2)).queued()) == [Watch(JOB, 2_000)]
+    assert watched(Life(timeouts=Timeouts(status_first_s=1)).starting()) == [Watch(JOB, 4_000)]
 
 
 def test_a_good_path_needs_few_questions_and_a_bad_one_many() -> None:

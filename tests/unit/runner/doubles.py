@@ -348,6 +348,7 @@ class Shelf(Party):
 
     sessions: dict[SessionId, Stored] = field(factory=dict)
     logs: dict[SessionId, list[Logged]] = field(factory=dict)
+    history: list[Stored] = field(factory=list)
     held_elsewhere: int = 0
     """Places that another process holds on `alpha`."""
 
@@ -369,6 +370,7 @@ class Shelf(Party):
             if taken.reached(session, limits) is not None:
                 raise LimitReached("no place")
         self.sessions[session.id] = Stored(session, expected + 1)
+        self.history.append(self.sessions[session.id])
         self.logs.setdefault(session.id, []).append(Logged(expected + 1, at, event))
         return expected + 1
 

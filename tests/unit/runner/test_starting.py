@@ -10,6 +10,7 @@ from tests.unit.runner.doubles import (
     World,
     expecting,
     first,
+    hang,
     in_virtual_time,
     now_s,
     raising,
@@ -19,7 +20,8 @@ from tests.unit.runner.doubles import (
 )
 
 from moorage.core.limits import Limits
-from moorage.core.model import Ended, Ready, SessionId, SystemName, Waiting, Why
+from moorage.core.model import Ended, Ready, SessionId, Submitting, SystemName, Waiting, Why
+from moorage.core.timeouts import Timeouts
 from moorage.ports.errors import Refused, StoreFailed, Unreachable
 
 
@@ -220,6 +222,8 @@ async def test_slow_saves_hold_up_no_other_session() -> None:
     world = World()
     async with world.runner() as runner:
         other = await runner.start(request("bob"))
+        await wait_for(runner, other, Ready)
+        await asyncio.sleep(1)
         world.store.scripts["save"] = first(slow(5))
         start = asyncio.ensure_future(runner.start(request()))
         await asyncio.sleep(0.1)
@@ -227,6 +231,37 @@ async def test_slow_saves_hold_up_no_other_session() -> None:
         await runner.stop(other)
         assert now_s() - at < 1
         await start
+
+
+@in_virtual_time
+async def test_a_submit_that_nobody_makes_any_more_is_taken_up() -> None:
+    """Another process took the session over for a while: what we remember of it is old, and no answer will come."""
+    world = World()
+    async with world.runner() as runner:
+        session = await runner.start(request())
+        await wait_for(runner, session, Ready)
+        live = runner.live[session]
+        old = next(stored for stored in world.store.history if isinstance(stored.session.state, Submitting))
+        live.session, live.version = old.session, old.version
+        assert isinstance((await runner.get(session)).session.state, Submitting)
+        await wait_for(runner, session, Ready, within_s=240)
+        assert world.site.count("submit") == 1
+
+
+@in_virtual_time
+async def test_a_submit_that_waits_for_its_turn_is_left_alone() -> None:
+    """However long it waits: to look it up now and make another one would be two jobs once its turn has come."""
+    world = World(entry={"calls": 1}, timeouts=Timeouts(submit_s=100, call_s=5))
+    world.site.scripts["submit"] = first(*[hang] * 4)
+    async with world.runner() as runner:
+        for number in range(5):
+            await runner.start(request(f"user{number}"))
+        await asyncio.sleep(399)
+        last = runner.live[list(runner.live)[-1]]
+        assert last.session is not None
+        assert isinstance(last.session.state, Submitting)
+        await wait_for(runner, last.id, Ready)
+        assert world.site.count("submit") >= 5
 
 
 @in_virtual_time

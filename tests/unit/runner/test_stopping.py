@@ -298,4 +298,4 @@ async def test_a_session_that_is_being_created_is_known_once_it_is_saved() -> No
         await stop
         assert await start == session
         await wait_for(runner, session, Ended)
-        assert world.site.count("submit") == 0
+        assert world.site.living == []
