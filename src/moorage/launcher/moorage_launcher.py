@@ -17,6 +17,7 @@ can read; it is never in an argument list, in this process's own environment, or
 """
 # Old sites: this file must run on Python 3.6, so older spellings stay; asyncio.TimeoutError is another class there.
 # Polling is robust where futures would cross several ends; short try-except-pass reads well with its reason.
+# Somebody waits for every start: what few jobs need (HTTP, random ports) is imported where it is used.
 # ruff: noqa: UP006, UP035, UP041, UP045, ASYNC110, SIM105
 
 import asyncio
@@ -30,7 +31,6 @@ import heapq
 import hmac
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -38,11 +38,8 @@ import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import urllib.parse
-import urllib.request
 from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 VERSION = 1
@@ -56,6 +53,8 @@ BULK_PIPES = 32  # directions at once that may be; each holds a pipe of BULK_BYT
 CHECK_S = 4.0  # one HTTP check of the lab; below the five seconds that a probe has in all
 CHECK_FRESH_S = 1.0  # many probes at once are one check
 CHECK_FAILED_S = 0.1  # a lab that comes up is not called silent for longer than that
+COMES_UP_S = 1.0  # a check waits so long for a lab that does not listen yet: who asks hears of it at once
+LOOK_S = (0.01, 0.05)  # between two looks whether it listens: first, and at most
 FAREWELL_S = 1.0  # to read the answer before the socket closes
 LINGER_S = 30.0  # a closed connection may flush for so long
 TICK_S = 0.25
@@ -103,10 +102,30 @@ exec "${_moorage_lab[@]}"
 """
 
 
+# Turns a fresh Python into the lab: `PARENT UMASK COMMAND...`. A stage of its own and not `preexec_fn`, because the
+# launcher has threads and code between its fork and exec could deadlock; and not this file, which takes ten times as
+# long to load. 1 is PR_SET_PDEATHSIG, 15 SIGTERM: the lab does not outlive a killed launcher. The last lines are
+# EXIT_BUG and what a shell says of a command that it cannot start.
+BECOME = """
+import ctypes, os, sys
+parent, umask, command = int(sys.argv[1]), int(sys.argv[2], 8), sys.argv[3:]
+try:
+    ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
+except (OSError, AttributeError):
+    pass
+if os.getppid() != parent:
+    sys.exit(70)
+os.umask(umask)
+try:
+    os.execvp(command[0], command)
+except OSError as error:
+    sys.stderr.write("moorage: cannot start {!r}: {}\\n".format(command[0], error.strerror))
+sys.exit(127)
+"""
+
+
 def main(argv: List[str]) -> int:
     """Run one job; the result is the exit code."""
-    if argv[:1] == ["--become"]:
-        return become(argv[1:])
     if len(argv) != 1:
         sys.stderr.write("usage: moorage_launcher.py plan.json\n")
         return EXIT_PLAN
@@ -129,25 +148,6 @@ def main(argv: List[str]) -> int:
         return failure.tell()
     finally:
         loop.close()
-
-
-def become(argv: List[str]) -> int:
-    """
-    Turn this process into the lab: `PARENT UMASK COMMAND...`.
-
-    A stage of its own and not `preexec_fn`, because the launcher has threads and code between its fork and exec
-    could deadlock.
-    """
-    parent, umask, command = int(argv[0]), int(argv[1], 8), argv[2:]
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the lab does not outlive a killed launcher
-    if os.getppid() != parent:
-        return EXIT_BUG
-    os.umask(umask)
-    try:
-        os.execvp(command[0], command)  # noqa: S606 - argv from the operator's configuration, no shell
-    except OSError as error:
-        sys.stderr.write(f"moorage: cannot start {command[0]!r}: {error.strerror}\n")
-    return 127
 
 
 class Failure(Exception):
@@ -832,7 +832,10 @@ def bind_tcp(interface: str, first: int, last: int, host: str) -> Tuple[socket.s
     address = interface_address(interface)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     ports = list(range(first, last + 1))
-    random.SystemRandom().shuffle(ports)
+    if len(ports) > 1:
+        import random
+
+        random.SystemRandom().shuffle(ports)
     error = OSError("no port in the range")
     for port in ports:
         # Without SO_REUSEADDR: a port that somebody else still uses in any way is not ours to take.
@@ -882,10 +885,8 @@ def lab_directory() -> str:
     A 0700 directory whose path is short enough for a socket and whose file system can hold one: in the job
     directory if possible, otherwise among the temporary files of this node.
     """
-    candidates: List[Any] = [make_private]
-    candidates += [lambda: tempfile.mkdtemp(prefix="moorage-"), lambda: tempfile.mkdtemp(prefix="m-", dir="/tmp")]
-    for candidate in candidates:
-        directory: str = candidate()
+    for candidate in (make_private, lambda: temporary("moorage-"), lambda: temporary("m-", "/tmp")):  # noqa: S108 - mkdtemp
+        directory = candidate()
         path = os.path.join(directory, "lab.sock")
         try:
             if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
@@ -899,6 +900,12 @@ def lab_directory() -> str:
         if os.path.basename(directory) != "private":
             os.rmdir(directory)
     raise OSError(36, "no directory for the lab's socket")
+
+
+def temporary(prefix: str, directory: Optional[str] = None) -> str:
+    import tempfile
+
+    return tempfile.mkdtemp(prefix=prefix, dir=directory)
 
 
 def listener_uids(port: int) -> Set[int]:
@@ -978,8 +985,8 @@ class Lab:
             command = ["bash", "-lc", WRAPPER, "moorage", *counts, *modules, *setup, *command]
         umask = os.environ.get("MOORAGE_UMASK", "077")
         umask = umask if re.fullmatch("[0-7]{1,4}", umask) else "077"
-        stage = [sys.executable, "-I", os.path.abspath(__file__), "--become", str(os.getpid()), umask]
-        return stage + command
+        # -S: no code of the site's between us and the lab, and a third of the time.
+        return [sys.executable, "-I", "-S", "-c", BECOME, str(os.getpid()), umask, *command]
 
     def _environment(self) -> Dict[str, str]:
         environment = dict(os.environ)
@@ -994,6 +1001,7 @@ class Lab:
 
     async def connect(self, deadline: float) -> Tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the lab, waiting while it starts; raises OSError, or EOFError when the lab has ended."""
+        pause_s, longest_s = LOOK_S
         while True:
             if self.state == "ended":
                 raise EOFError("the lab has ended")
@@ -1016,10 +1024,15 @@ class Lab:
             except BaseException:
                 sock.close()
                 raise
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, longest_s)
 
     async def check(self) -> int:
-        """The HTTP status with which the lab answers now, 0 for none; one check at a time serves all who ask."""
+        """
+        The HTTP status with which the lab answers now, 0 for none; one check at a time serves all who ask.
+
+        A lab that is starting is waited for a little, so that whoever asks again and again learns of it at once.
+        """
         fresh_s = CHECK_FRESH_S if self.http else CHECK_FAILED_S
         if self.state not in ("starting", "serving") or time.monotonic() - self._checked_at < fresh_s:
             return self.http if self.state in ("starting", "serving") else 0
@@ -1040,7 +1053,8 @@ class Lab:
         return self.http
 
     async def _ask(self) -> int:
-        reader, writer = await self.connect(time.monotonic())
+        patience_s = COMES_UP_S if self.state == "starting" else 0.0
+        reader, writer = await self.connect(time.monotonic() + patience_s)
         try:
             target = self.plan["lab"]["probe_path"]
             writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("ascii"))
@@ -1227,7 +1241,7 @@ class Redactor:
                     continue  # "yes" is not a secret, and starring it would garble every log
                 forms.update((raw, raw.hex().encode("ascii"), raw.hex().upper().encode("ascii")))
                 forms.update((base64.b64encode(raw).rstrip(b"="), base64.urlsafe_b64encode(raw).rstrip(b"=")))
-                forms.add(urllib.parse.quote(raw, safe="").encode("ascii"))
+                forms.add(re.sub(rb"[^A-Za-z0-9_.~-]", lambda char: b"%%%02X" % ord(char.group()), raw))
                 forms.add(json.dumps(part)[1:-1].encode("ascii", "replace"))
         ordered = sorted(forms, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(re.escape(form) for form in ordered)) if ordered else None
@@ -1353,6 +1367,14 @@ class Callback:
         self._thread.join(2)
 
     def _work(self) -> None:
+        import urllib.request
+
+        class NoRedirect(urllib.request.HTTPRedirectHandler):
+            """Documents go where the plan says and nowhere else."""
+
+            def redirect_request(self, *_arguments: Any) -> None:
+                return None
+
         opener = urllib.request.build_opener(NoRedirect)
         while True:
             with self._changed:
@@ -1370,17 +1392,9 @@ class Callback:
                 pass
 
 
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Documents go where the plan says and nowhere else."""
-
-    def redirect_request(self, *_arguments: Any) -> None:
-        return None
-
-
 # -- the operating system ---------------------------------------------------------------------------------------
 
 # Source: Linux, include/uapi/linux/prctl.h
-PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 

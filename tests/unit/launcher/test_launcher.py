@@ -381,6 +381,24 @@ def test_a_probe_after_the_end_of_the_lab_tells_its_exit_code(job):
     assert job.wait() == 7
 
 
+def test_a_probe_waits_a_moment_for_a_lab_that_comes_up(job, python):
+    """So who asks for it learns of it at once; but not longer, because the path is to be known good meanwhile."""
+    job.start(command=(python, "-c", "import time; time.sleep(600)", "{socket}"))
+    job.ask(Purpose.ADMIT)
+    began = time.monotonic()
+    assert job.ask(Purpose.PROBE).http == 0
+    assert 0.5 < time.monotonic() - began < 4
+
+
+def test_a_probe_that_waits_learns_of_the_end_of_the_lab_at_once(job):
+    job.start(command=("/bin/sh", "-c", "trap '' TERM; sleep 600 & exec sleep 0.2", "{socket}"))
+    job.ask(Purpose.ADMIT)
+    began = time.monotonic()
+    answer = job.ask(Purpose.PROBE)
+    assert (answer.lab, answer.http, answer.exit_code) == (LabState.ENDED, 0, 0)
+    assert time.monotonic() - began < 4
+
+
 def test_a_lab_that_cannot_start_is_told(job):
     job.start(command=("/nonexistent/lab", "{socket}"))
     job.ask(Purpose.ADMIT)
