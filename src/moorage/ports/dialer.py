@@ -1,7 +1,7 @@
 """One way into a system: all that a third party writes for a new kind of tunnel."""
 
 from asyncio import StreamReader, StreamWriter
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from moorage.core.model import Endpoint
 
@@ -31,4 +31,16 @@ class Dialer(Protocol):
 
     async def close(self) -> None:
         """Give back what the dialer holds; streams end."""
+        ...
+
+
+@runtime_checkable
+class Lanes(Protocol):
+    """What a dialer may offer besides, if it has several connections into a system."""
+
+    def crowded(self, writer: StreamWriter) -> bool:
+        """
+        Whether a stream that `dial` returned and nobody uses yet shares its connection with somebody's bulk, while a
+        new one would not. It is then better ended than used.
+        """
         ...

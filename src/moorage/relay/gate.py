@@ -12,6 +12,7 @@ from attrs import define, field
 from moorage.core.gate import LINE_LIMIT, Answer, Purpose, Unproven, Verdict, check_answer, request
 from moorage.core.model import Endpoint, SessionId
 from moorage.core.secret import Secret
+from moorage.ports.dialer import Lanes
 from moorage.ports.errors import Unreachable
 from moorage.ports.system import Handle
 
@@ -58,6 +59,10 @@ class Knocker:
 
     dialer: Dialing
     counter: Counter
+
+    def crowded(self, writer: StreamWriter) -> bool:
+        """Whether a stream that nobody uses yet is better replaced; see `moorage.ports.dialer.Lanes`."""
+        return isinstance(self.dialer, Lanes) and self.dialer.crowded(writer)
 
     async def knock(
         self, secret: Secret, purpose: Purpose, endpoint: Endpoint, job: Handle

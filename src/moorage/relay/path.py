@@ -153,9 +153,13 @@ class Path:
             self._wanted = 0
         while self._stock:
             stream = self._stock.popleft()
-            if stream.usable:
-                self._join(near, stream)
-                return
+            if not stream.usable:
+                continue
+            if self._knocker.crowded(stream.writer):
+                stream.transport.abort()
+                continue
+            self._join(near, stream)
+            return
         if self.meter.connections or self._lost:  # it has to wait, and not only for the first one of all: keep more
             self._wanted = min(self.pace.warm, max(1, self._wanted * 2))
         self._spawn(self._serve(near))

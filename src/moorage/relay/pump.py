@@ -103,7 +103,7 @@ class Stream(asyncio.Protocol):
         self.early = b""
         self.ended = False
         self.clock = asyncio.get_running_loop().time
-        self._writer, self._lost = writer, lost
+        self.writer, self._lost = writer, lost
 
     @classmethod
     async def take(

@@ -75,6 +75,8 @@ async def world(
 ) -> AsyncIterator[World]:
     monkeypatch.setattr("moorage.adapters.ssh.openssh.PING_S", 0.5)
     monkeypatch.setattr("moorage.adapters.ssh.openssh.SILENT_S", 1.0)
+    for name in ("IDLE_S", "BULK_KEPT_S", "EMPTY_S"):  # the further connection beside a download ends soon after it
+        monkeypatch.setattr(f"moorage.adapters.ssh.openssh.{name}", 1.0)
     directory = tmp_path / "site"
     directory.mkdir(mode=0o700)
     site = Site("openssh", server, directory)

@@ -8,18 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
+from asyncio import StreamReader, StreamWriter
 from pathlib import Path
 
 import aiohttp
 import attrs
 import pytest
-from tests.contract.relay.world import Place, endpoint_of, get, relay, until_good
+from tests.contract.relay.world import HERE, Place, endpoint_of, get, relay, until_good
 from tests.servers.wire import Wire, closing
 from tests.unit.launcher.job import ECHO_LAB
 
+from moorage.adapters.ssh.direct import DirectDialer
 from moorage.core.gate import Purpose
 from moorage.core.model import Endpoint, JobId, Route, SessionId
 from moorage.ports.errors import Refused
+from moorage.ports.system import Handle
 from moorage.relay.client import InProcessRelay
 
 MIB = 1 << 20
@@ -290,3 +293,42 @@ async def until_lost(tunnels: InProcessRelay, session: SessionId) -> None:
     async with asyncio.timeout(20):
         while not (await tunnels.list())[session].lost:  # noqa: ASYNC110 - the port tells when it is asked
             await asyncio.sleep(0.05)
+
+
+@attrs.define
+class Crowding:
+    """The direct way, on which streams made so far can be crowded."""
+
+    dialer: DirectDialer
+    made: list[StreamWriter] = attrs.field(factory=list)
+    crowding: bool = False
+
+    async def dial(self, endpoint: Endpoint, job: Handle) -> tuple[StreamReader, StreamWriter]:
+        reader, writer = await self.dialer.dial(endpoint, job)
+        self.made.append(writer)
+        return reader, writer
+
+    def crowded(self, writer: StreamWriter) -> bool:
+        return self.crowding and writer in self.made[:-1]
+
+    async def close(self) -> None:
+        await self.dialer.close()
+
+
+async def test_a_crowded_stream_in_stock_is_replaced_before_it_is_used(place: Place) -> None:
+    """Another connection into the system is quiet now: whoever comes is to have that one."""
+    dialer = Crowding(DirectDialer(HERE, "", loopback=True, connect_s=5))
+    async with relay(place, {HERE: dialer}) as tunnels:
+        route = await opened(place, tunnels)
+        session = place.spec().id
+        for _ in range(2):  # whoever had to wait has one kept
+            assert await get(route.address) == b"hello"
+        deadline = asyncio.get_running_loop().time() + 10
+        while not (stock := (await tunnels.details())[session].stock):
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.02)
+        kept = dialer.made[-stock:]
+        dialer.crowding = True
+        dialer.made.append(kept[0])  # the last one made is none of the stock's
+        assert await get(route.address) == b"hello"
+        assert all(writer.transport.is_closing() for writer in kept)

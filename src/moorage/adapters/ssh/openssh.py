@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from attrs import define, field
 
@@ -50,6 +51,21 @@ connection that hangs, and nothing but this a process that does."""
 COMMAND_S = 60.0
 """For the start-up files of an account."""
 
+BULK_BYTES, BULK_S = 2 << 20, 0.5
+"""A stream that moves so much (OpenSSH's window) in so short a time may have others wait behind it."""
+
+BULK_KEPT_S = 60.0
+"""So long after that its session is expected to do it again, and others are led elsewhere."""
+
+SPARE = 3
+"""Masters beyond those that the number of sessions asks for, so that downloads have others for themselves."""
+
+SPARE_PAUSE_S = 30.0
+"""Between two logins for that reason: a login node that refuses a further connection is not to hear of it all day."""
+
+EMPTY_S = 600.0
+"""A master that leads nowhere ends after this time, unless it is the last one."""
+
 BUSY_S = 0.005
 """Until the next try on a socket whose queue is full, when hundreds of sessions come back at once."""
 
@@ -76,6 +92,9 @@ class OpensshDialer:
         self._masters: list[_Master] = []
         self._turn = asyncio.Lock()
         self._further: asyncio.Task[None] | None = None
+        self._spare_at = -SPARE_PAUSE_S
+        self._bulk: dict[_Place, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._number = 0
         self._prepared = False
 
@@ -98,6 +117,19 @@ class OpensshDialer:
         except (mux.MuxError, OSError) as error:
             raise Unreachable(f"{about}: {error}") from error
 
+    def crowded(self, writer: StreamWriter) -> bool:
+        """
+        Whether a stream of ours that nobody uses yet shares its connection with somebody's bulk, while another one
+        would not.
+        """
+        now, descriptor = asyncio.get_running_loop().time(), writer.get_extra_info("socket").fileno()
+        crowded = (each for each in self._masters if each.crowded(now))
+        place = next((each.streams[descriptor] for each in crowded if descriptor in each.streams), None)
+        if place is None or self._moves_bulk(place, now):
+            return False
+        better = self._roomy(place, self._config.forwards)
+        return better is not None and not better.crowded(now)
+
     async def close(self) -> None:
         if self._further is not None:
             self._further.cancel()
@@ -105,47 +137,86 @@ class OpensshDialer:
         masters, self._masters = self._masters, []
         for master in masters:
             await master.close()
+        await asyncio.gather(*self._closing)
 
     async def _master(self, place: "_Place") -> "_Master":
         """
-        The one that has `place` already, or room for it; a new one if there is none. All share one connect.
+        One that has room for `place`; a new one if there is none. All share one connect.
 
         While a further one logs in, the others take some more than they should, so that nobody waits for it.
         """
         most = self._config.forwards
+        for dead in [each for each in self._masters if not each.alive]:
+            self._leave(dead)
         if master := self._roomy(place, most):
             return master
         if master := self._roomy(place, most + most // 4):
-            if self._further is None or self._further.done():
-                self._further = asyncio.create_task(self._one_more())
+            self._log_in_further(False)
             return master
-        return await self._made(place)
+        return await self._made(place, False)
 
-    async def _one_more(self) -> None:
+    def _log_in_further(self, spare: bool) -> None:
+        if self._further is None or self._further.done():
+            self._further = asyncio.create_task(self._one_more(spare))
+
+    async def _one_more(self, spare: bool) -> None:
         with contextlib.suppress(PortError):  # the log has it; the next session tries again
-            await self._made(None)
+            await self._made(None, spare)
 
-    async def _made(self, place: "_Place | None") -> "_Master":
+    async def _made(self, place: "_Place | None", spare: bool) -> "_Master":
         async with self._turn:
-            if master := self._roomy(place, self._config.forwards):
+            if not spare and (master := self._roomy(place, self._config.forwards)):
                 return master
             if not self._prepared:
                 await self._prepare()
-            for dead in [each for each in self._masters if not each.alive]:
-                self._masters.remove(dead)
-                await dead.close()
+            if self._closing:
+                await asyncio.wait(self._closing)  # first the old connection's end, then another one
             master = await self._connect()
+            master.moves_bulk, master.is_empty = self._moved_bulk, self._emptied
             self._masters.append(master)
             return master
 
     def _roomy(self, place: "_Place | None", most: int) -> "_Master | None":
-        """Of several with room the fullest: the others can empty."""
+        """
+        Of several with room the fullest, so that the others can empty and end.
+
+        Whoever moves bulk goes where bulk is moved; everybody else where it is not, as far as that can be had.
+        """
+        now = asyncio.get_running_loop().time()
+        roomy = [each for each in self._masters if each.alive and (place in each.places or len(each.places) < most)]
+        suits = self._moves_bulk(place, now)
+        fit = [each for each in roomy if each.crowded(now) == suits]
+        return max(fit or roomy, key=lambda each: (len(each.places), place in each.places), default=None)
+
+    # Bulk ---------------------------------------------------------------------------------------------------
+
+    def _moves_bulk(self, place: "_Place | None", now: float) -> bool:
+        return place is not None and now - self._bulk.get(place, -BULK_KEPT_S) < BULK_KEPT_S
+
+    def _moved_bulk(self, master: "_Master", place: "_Place") -> None:
+        """What is under way of a download goes before everything else on its connection: have another for the rest."""
+        now = asyncio.get_running_loop().time()
+        if place not in self._bulk:
+            self._bulk = {each: at for each, at in self._bulk.items() if now - at < BULK_KEPT_S}
+        self._bulk[place] = now
         alive = [each for each in self._masters if each.alive]
-        for each in alive:
-            if place in each.places:
-                return each
-        roomy = [each for each in alive if len(each.places) < most]
-        return max(roomy, key=lambda each: len(each.places), default=None)
+        places = {each for other in alive for each in other.places}
+        if len(places) < 2 or now - self._spare_at < SPARE_PAUSE_S:
+            return
+        quiet = any(not each.crowded(now) and len(each.places) < self._config.forwards for each in alive)
+        if not quiet and len(alive) < -(-len(places) // self._config.forwards) + SPARE:
+            self._spare_at = now
+            self._log_in_further(True)
+
+    def _emptied(self, master: "_Master") -> None:
+        """Close one that leads nowhere any more, unless it is the only one."""
+        if master in self._masters and any(each.alive for each in self._masters if each is not master):
+            self._leave(master)
+
+    def _leave(self, master: "_Master") -> None:
+        self._masters.remove(master)
+        self._closing.add(closing := asyncio.create_task(master.close()))
+        closing.add_done_callback(self._closing.discard)
 
     async def _prepare(self) -> None:
         """Write the files, and end masters of a relay that is no more."""
@@ -222,9 +293,17 @@ class _Used:
 class _Master:
     """One connection to a login node, as a process."""
 
+    moves_bulk: Callable[["_Master", _Place], None]
+    """Told what a stream leads to that has moved much in a short time."""
+    is_empty: Callable[["_Master"], None]
+    """Told when it has led nowhere for long."""
+
     def __init__(self, process: Process, directory: Path, number: int, node: str) -> None:
         self.node = node
         self.places: dict[_Place, _Used] = {}
+        self.streams: dict[int, _Place] = {}
+        self._bulk_at = -BULK_KEPT_S
+        self._empty: asyncio.TimerHandle | None = None
         self._process, self._file, self._socks = process, directory / f"m{number}", directory / f"d{number}"
         self._control = mux.Control(self._file)
         self._told: deque[str] = deque(maxlen=50)
@@ -237,6 +316,10 @@ class _Master:
     @property
     def alive(self) -> bool:
         return self._process.returncode is None and not self._gone
+
+    def crowded(self, now: float) -> bool:
+        """Whether somebody has moved bulk through it a short while ago."""
+        return now - self._bulk_at < BULK_KEPT_S
 
     @classmethod
     async def start(cls, program: str, directory: Path, number: int, node: str, connect_s: float) -> "_Master":
@@ -286,6 +369,9 @@ class _Master:
             self._count += 1
             needs_forward = place[1] == mux.STREAM_LOCAL or not self._speaks_socks
             used = self.places[place] = _Used(f"f{self._count}-{self._file.name}" if needs_forward else "")
+        if self._empty is not None:
+            self._empty.cancel()
+            self._empty = None
         used.streams += 1
         if used.idle is not None:
             used.idle.cancel()
@@ -305,8 +391,18 @@ class _Master:
         except BaseException:
             self._left(place, used, True)
             raise
-        made.left = lambda heard: self._left(place, used, not heard)
+        self.streams[descriptor := made.fileno()] = place
+
+        def left(heard: bool) -> None:
+            self.streams.pop(descriptor, None)
+            self._left(place, used, not heard)
+
+        made.left, made.moves_bulk = left, lambda: self._moved_bulk(place)
         return await asyncio.open_unix_connection(sock=made)
+
+    def _moved_bulk(self, place: _Place) -> None:
+        self._bulk_at = asyncio.get_running_loop().time()
+        self.moves_bulk(self, place)
 
     async def _connected(self, file: Path, greeting: bytes) -> "_Watched":
         """Connected to a socket of the master's. What its SOCKS answers says nothing yet, and is left out."""
@@ -353,6 +449,8 @@ class _Master:
     def _forget(self, place: _Place, used: _Used) -> None:
         if self.places.get(place) is used:
             del self.places[place]
+        if not self.places and self._empty is None:
+            self._empty = asyncio.get_running_loop().call_later(EMPTY_S, self.is_empty, self)
         if used.forward:
             self._spawn(self._remove(place, used))
 
@@ -417,6 +515,8 @@ class _Master:
         for used in self.places.values():
             if used.idle is not None:
                 used.idle.cancel()
+        if self._empty is not None:
+            self._empty.cancel()
         self.places.clear()
         self._control.close()
         for file in [self._file, self._socks, *self._file.parent.glob(f"f*-{self._file.name}")]:
@@ -462,11 +562,16 @@ class _Master:
 
 
 class _Watched(socket.socket):
-    """Leaves out the first `prelude` bytes that it hears; tells when it is closed, and if it heard anything else."""
+    """
+    Leaves out the first `prelude` bytes that it hears; tells when it is closed, and if it heard anything else; and when
+    it moves much.
+    """
 
     left: Callable[[bool], None] | None = None
+    moves_bulk: Callable[[], None] | None = None
     heard = False
     prelude = 0
+    _moved, _since = 0, 0.0
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         data = super().recv(size, flags)
@@ -477,10 +582,24 @@ class _Watched(socket.socket):
                 raise BlockingIOError
         if data:
             self.heard = True
+            self._count(len(data))
         return data
 
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        size = super().send(data, flags)
+        self._count(size)
+        return size
+
+    def _count(self, size: int) -> None:
+        self._moved += size
+        if self._moved > BULK_BYTES:
+            now = time.monotonic()
+            if now - self._since < BULK_S and self.moves_bulk is not None:
+                self.moves_bulk()
+            self._moved, self._since = 0, now
+
     def close(self) -> None:
-        left, self.left = self.left, None
+        left, self.left, self.moves_bulk = self.left, None, None
         super().close()
         if left is not None:
             left(self.heard)
