@@ -14,10 +14,12 @@ is JSON; a ratio above 1 means that ours is faster, except for `new_connection_v
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
 import os
+import select
 import signal
 import socket
 import statistics
@@ -59,6 +61,7 @@ from moorage.relay.process import directory_of, main  # noqa: E402
 from moorage.relay.server import Settings  # noqa: E402
 
 MIB = 1 << 20
+ZEROS = bytes(MIB)
 NONCE = "0" * 32
 JOB = JobId("1")
 AT_ONCE = 8
@@ -119,13 +122,23 @@ def be_lab(where: str) -> None:
         listener = socket.create_server(("127.0.0.1", int(where)))
     listener.listen(1024)
     threading.stack_size(256 * 1024)
-    while True:
-        connection, _ = listener.accept()
-        threading.Thread(target=_serve, args=(connection,), daemon=True).start()
+    free = threading.Semaphore(0)
+
+    def work() -> None:
+        while True:
+            free.release()
+            connection, _ = listener.accept()
+            free.acquire()
+            if not free.acquire(blocking=False):  # a thread for the next one, made when it is needed and then kept
+                threading.Thread(target=work, daemon=True).start()
+            else:
+                free.release()
+            _serve(connection)
+
+    work()
 
 
 def _serve(connection: socket.socket) -> None:
-    zeros = bytes(MIB)
     with connection, contextlib.suppress(OSError):
         if connection.family == socket.AF_INET:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -147,59 +160,87 @@ def _serve(connection: socket.socket) -> None:
                 left = int(path[7:])
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % left)
                 while left:
-                    connection.sendall(zeros[: min(left, MIB)])
+                    connection.sendall(ZEROS[: min(left, MIB)])
                     left -= min(left, MIB)
             else:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
 def be_gates(count: int, lab: str) -> None:
-    """Many gates in one process, by the launcher's own code; prints their ports."""
+    """
+    Many gates in one process, by the launcher's own code; prints their ports.
+
+    A plain loop over blocking sockets: what goes through is small. On a site these are as many processes on as many
+    nodes, so their processor time is to be as little of this machine's as can be.
+    """
     spec = importlib.util.spec_from_loader("moorage_launcher", None)
     assert spec is not None
     launcher: Any = importlib.util.module_from_spec(spec)
     exec(compile(source(), "moorage_launcher.py", "exec"), launcher.__dict__)
 
-    serving: set[asyncio.Task[None]] = set()
+    polled = select.epoll()
+    todo: dict[int, Callable[[], None]] = {}
+    there: dict[int, socket.socket] = {}
 
-    async def run() -> None:
-        ports = []
-        for number in range(count):
-            about = spec_of(number)
-            gate = launcher.Gate(bytes.fromhex(key_of(about.id)), tag_of(about, 1), NONCE)
+    def watch(one: socket.socket, do: Callable[[], None]) -> None:
+        if one.fileno() not in todo:
+            polled.register(one, select.EPOLLIN)
+        todo[one.fileno()], there[one.fileno()] = do, one
 
-            def accept(reader: Any, writer: Any, gate: Any = gate) -> None:
-                task = asyncio.create_task(serve(gate, reader, writer))
-                serving.add(task)
-                task.add_done_callback(serving.discard)
+    def end(*ends: socket.socket) -> None:
+        for one in ends:
+            if one.fileno() >= 0:
+                del todo[one.fileno()], there[one.fileno()]
+                one.close()
 
-            made = await asyncio.start_server(accept, "127.0.0.1", 0, limit=launcher.CHUNK)
-            ports.append(made.sockets[0].getsockname()[1])
-        print(json.dumps(ports), flush=True)
-        await asyncio.Event().wait()
+    def accept(listener: socket.socket, gate: Any) -> None:
+        near, _ = listener.accept()
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watch(near, lambda: knock(near, gate))
 
-    async def serve(gate: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line, early = await launcher.read_line(reader)
-        request = gate.judge(line) if line is not None else None
+    def knock(near: socket.socket, gate: Any) -> None:
+        line, _, early = near.recv(launcher.CHUNK).partition(b"\n")
+        request = gate.judge(line)
         if request is None:
-            writer.close()
-            return
-        writer.write(gate.answer(request, "ok", lab="serving", http=200, left=None, code=None))
-        if request.purpose == "stream" and (first := early or await reader.read(launcher.CHUNK)):
-            lab_reader, lab_writer = await asyncio.open_unix_connection(lab, limit=launcher.CHUNK)
-            lab_writer.write(first)
-            await asyncio.gather(pump(reader, lab_writer), pump(lab_reader, writer))
-            lab_writer.close()
-        writer.close()
+            return end(near)
+        near.sendall(gate.answer(request, "ok", lab="serving", http=200, left=None, code=None))
+        if request.purpose != "stream":
+            return end(near)
+        if early:
+            return reach(near, early)
+        return watch(near, lambda: reach(near, near.recv(launcher.CHUNK)))
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def reach(near: socket.socket, first: bytes) -> None:
+        if not first:
+            return end(near)
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(lab)
+        far.sendall(first)
+        watch(near, lambda: move(near, far))
+        watch(far, lambda: move(far, near))
+
+    def move(source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(launcher.CHUNK):
-                writer.write(data)
-                await writer.drain()
-            writer.write_eof()
+            if data := source.recv(launcher.CHUNK):
+                sink.sendall(data)
+                return
+        end(source, sink)  # nobody here sends after the other has ended
 
-    asyncio.run(run())
+    ports = []
+    for number in range(count):
+        about = spec_of(number)
+        gate = launcher.Gate(bytes.fromhex(key_of(about.id)), tag_of(about, 1), NONCE)
+        listener = socket.create_server(("127.0.0.1", 0))
+        watch(listener, functools.partial(accept, listener, gate))
+        ports.append(listener.getsockname()[1])
+    print(json.dumps(ports), flush=True)
+    while True:
+        for descriptor, _ in polled.poll():
+            if descriptor in todo:
+                try:
+                    todo[descriptor]()
+                except OSError:
+                    end(there[descriptor])
 
 
 def be_wire(target: int, delay_s: float) -> None:
@@ -314,18 +355,15 @@ def port_of(address: str) -> int:
 
 async def first_byte(port: int, seconds: float = 60) -> None:
     """Until something came back through a port that may not be there yet."""
+    loop = asyncio.get_running_loop()
     deadline = time.monotonic() + seconds
     while True:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            try:
-                writer.write(HELLO)
-                if await reader.read(1):
-                    return
-            finally:
-                writer.transport.abort()
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.setblocking(False)
+            await loop.sock_connect(one, ("127.0.0.1", port))
+            await loop.sock_sendall(one, HELLO)
+            if await loop.sock_recv(one, 4096):
+                return
         if time.monotonic() > deadline:
             raise TimeoutError(f"nothing came through port {port}")
         await asyncio.sleep(0.005)
