@@ -6,7 +6,6 @@ and attempt, and it proves the same in its answer. Counters, challenges and the 
 described byte by byte in the decision record "Launch plan and gate".
 """
 
-import hashlib
 import hmac
 import json
 import re
@@ -188,7 +187,7 @@ def _mac(secret: Secret, label: str, message: bytes) -> bytes:
     key = secret.reveal()
     if not _HEX64.fullmatch(key):
         raise ValueError("a gate secret is 64 lower-case hexadecimal digits")
-    return hmac.new(bytes.fromhex(key), label.encode("ascii") + b"\n" + message, hashlib.sha256).hexdigest().encode()
+    return hmac.digest(bytes.fromhex(key), label.encode("ascii") + b"\n" + message, "sha256").hex().encode("ascii")
 
 
 def _number(fields: Mapping[str, str], name: str) -> int | None:

@@ -28,6 +28,7 @@ from .target import from_data
 _log = logging.getLogger(__name__)
 
 PROTOCOL = 1
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 LINE_LIMIT = 65_536
 """Of a request; the largest, `open`, has about a thousand bytes."""
 
@@ -108,7 +109,7 @@ class Control:
 
 
 def _say(writer: StreamWriter, answer: Mapping[str, Any]) -> None:
-    writer.write(json.dumps(answer, separators=(",", ":")).encode("ascii") + b"\n")
+    writer.write(_encode(answer).encode("ascii") + b"\n")
 
 
 def _error(number: Any, error: PortError) -> dict[str, Any]:

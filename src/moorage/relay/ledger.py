@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -44,14 +45,20 @@ class Ledger:
         file.touch(mode=0o600)
         self._wall_s = wall_s
         self._database = sqlite3.connect(file, isolation_level=None)
-        self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _TABLES)
+        # Nobody else reads or writes it while we live, so the locks for that can be taken once.
+        pragmas = "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+        self._database.executescript(pragmas + _TABLES)
         self._database.execute("DELETE FROM resting WHERE until <= ?", (wall_s(),))
         # Both are asked for every new path, and written seldom.
         self._ports = {SessionId(session): port for session, port in self._database.execute(_PORTS)}
+        self._taken = Counter(self._ports.values())
         self._resting = {port: (until, SessionId(session)) for port, until, session in self._database.execute(_RESTING)}
 
     def put(self, entry: Entry) -> None:
+        if (before := self._ports.get(entry.target.session)) is not None:
+            self._taken[before] -= 1
         self._ports[entry.target.session] = entry.port
+        self._taken[entry.port] += 1
         row = (entry.target.session, entry.port, json.dumps(entry.target.as_data()))
         self._database.execute("INSERT OR REPLACE INTO paths VALUES (?, ?, ?)", row)
 
@@ -59,6 +66,7 @@ class Ledger:
         """Forget a path; its port rests."""
         port = self._ports.pop(session, 0)
         if port:
+            self._taken[port] -= 1
             until = self._wall_s() + QUARANTINE_S
             self._resting[port] = (until, session)
             self._database.execute("INSERT OR REPLACE INTO resting VALUES (?, ?, ?)", (port, until, session))
@@ -79,7 +87,7 @@ class Ledger:
             self._resting.pop(port, None)
         elif whose != session:
             return False
-        return port not in self._ports.values() or self._ports.get(session) == port
+        return not self._taken[port] or self._ports.get(session) == port
 
     def close(self) -> None:
         self._database.close()

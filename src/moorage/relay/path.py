@@ -1,8 +1,7 @@
 """One session's path: connections that come in, proven streams that wait for them, probes, and what is known of it."""
 
 import asyncio
-from asyncio import Future, Task
-from collections import deque
+from asyncio import Task
 from collections.abc import Coroutine
 from pathlib import Path as FilePath
 from random import Random
@@ -73,10 +72,10 @@ class Path:
         self._loop = asyncio.get_running_loop()
         self._good_at: float | None = None
         self._lost, self._note = False, "not tried yet"
-        self._stock: deque[Stream] = deque()
+        self._stock: list[Stream] = []
         self._wanted = 1
         self._used_at = self._loop.time()
-        self._waiting: deque[Future[Stream]] = deque()
+        self._waiting: list[Near] = []
         self._dialing = 0
         self._retry: asyncio.TimerHandle | None = None
         self._nears: set[Near] = set()
@@ -120,8 +119,6 @@ class Path:
     def _cut(self) -> None:
         for task in list(self._tasks):
             task.cancel()
-        for waiting in self._waiting:
-            waiting.cancel()
         self._waiting.clear()
         for near in list(self._nears):
             near.drop()
@@ -139,7 +136,7 @@ class Path:
 
     def connection(self) -> Near:
         """The protocol of a new connection to the listener."""
-        return Near(self._accept, self._nears.discard, self.meter)
+        return Near(self._accept, self._left, self.meter)
 
     def _accept(self, near: Near) -> None:
         if self._closed or len(self._nears) >= self.pace.connections or not self._may_come(near):
@@ -152,7 +149,7 @@ class Path:
             # much later; meanwhile a stream would cost more memory than everything else of the path.
             self._wanted = 0
         while self._stock:
-            stream = self._stock.popleft()
+            stream = self._stock.pop(0)
             if not stream.usable:
                 continue
             if self._knocker.crowded(stream.writer):
@@ -162,29 +159,18 @@ class Path:
             return
         if self.meter.connections or self._lost:  # it has to wait, and not only for the first one of all: keep more
             self._wanted = min(self.pace.warm, max(1, self._wanted * 2))
-        self._spawn(self._serve(near))
+        near.patience = self._loop.call_later(self.pace.wait_s, near.drop)
+        self._waiting.append(near)
+        self._restock()
+
+    def _left(self, near: Near) -> None:
+        self._nears.discard(near)
+        if near in self._waiting:
+            self._waiting.remove(near)
 
     def _may_come(self, near: Near) -> bool:
         """On loopback everybody can knock; the lab behind us belongs to one user of the Hub."""
         return self._peers.admits(near.transport.get_extra_info("socket"))
-
-    async def _serve(self, near: Near) -> None:
-        waiting: Future[Stream] = self._loop.create_future()
-        self._waiting.append(waiting)
-        self._restock()
-        try:
-            async with asyncio.timeout(self.pace.wait_s):
-                stream = await waiting
-        except (TimeoutError, PortError, Unproven):
-            near.drop()
-            return
-        except asyncio.CancelledError:
-            near.drop()
-            raise
-        if near.gone:
-            self._offer(stream)
-        else:
-            self._join(near, stream)
 
     def _join(self, near: Near, stream: Stream) -> None:
         near.join(stream)
@@ -196,8 +182,6 @@ class Path:
         """Have as many streams on their way as connections wait for, and as the stock lacks."""
         if self._closed or self._retry is not None:
             return
-        while self._waiting and self._waiting[0].done():
-            self._waiting.popleft()
         lacking = 0 if self._lost else self._wanted - len(self._stock)
         need = min(self.pace.dials, len(self._waiting) + max(0, lacking))
         while self._dialing < need:
@@ -231,9 +215,9 @@ class Path:
         if not stream.usable:
             return
         while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                waiting.set_result(stream)
+            near = self._waiting.pop(0)
+            if not near.transport.is_closing():
+                self._join(near, stream)
                 return
         if len(self._stock) < self.pace.warm:
             self._stock.append(stream)
@@ -248,10 +232,9 @@ class Path:
             if self._waiting and self._retry is None and not self._closed:
                 self._retry = self._loop.call_later(self._chance.uniform(0.2, 0.6), self._again)
             return
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                waiting.set_exception(error)
+        waiting, self._waiting = self._waiting, []
+        for near in waiting:
+            near.drop()
 
     def _again(self) -> None:
         self._retry = None
@@ -328,7 +311,7 @@ class Path:
         """Nothing gets through now. Streams in stock may be half open, so none of them is given to anybody."""
         self._lost, self._note = True, note
         while self._stock:
-            self._stock.popleft().transport.abort()
+            self._stock.pop().transport.abort()
         return ProbeResult(False, note)
 
     def _look_soon(self) -> None:

@@ -33,6 +33,7 @@ class Near(asyncio.Protocol):
         self.meter = meter
         self.gone = self.ended = False
         self.stream: Stream | None = None
+        self.patience: asyncio.TimerHandle | None = None
         self._accepted, self._left = accepted, left
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -42,6 +43,7 @@ class Near(asyncio.Protocol):
 
     def join(self, stream: "Stream") -> None:
         """Move bytes between this connection and a stream until both have ended."""
+        self._settle()
         self.stream, stream.near = stream, self
         self.meter.connections += 1
         self.meter.open += 1
@@ -51,6 +53,12 @@ class Near(asyncio.Protocol):
             stream.early = b""
         stream.transport.resume_reading()
         self.transport.resume_reading()
+
+    def _settle(self) -> None:
+        """It waits for nothing any more."""
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
 
     def drop(self) -> None:
         """End the connection without a word."""
@@ -82,6 +90,7 @@ class Near(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.gone = True
+        self._settle()
         if self.stream is not None:
             self.meter.open -= 1
             _end(self.stream.transport, error)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 from moorage.core.model import Endpoint, JobId, Owner, SessionId, SessionSpec, SystemName, Tag, tag_of
 from moorage.ports.system import Handle
@@ -21,7 +21,19 @@ class Target:
 
     def as_data(self) -> dict[str, Any]:
         """For JSON; `from_data` turns it back."""
-        return asdict(self)
+        handle, endpoint = self.handle, self.endpoint
+        return {
+            "session": self.session,
+            "attempt": self.attempt,
+            "system": self.system,
+            "handle": {"owner": handle.owner, "tag": handle.tag, "job": handle.job},
+            "endpoint": {
+                "host": endpoint.host,
+                "port": endpoint.port,
+                "socket": endpoint.socket,
+                "nonce": endpoint.nonce,
+            },
+        }
 
 
 def target_of(spec: SessionSpec, attempt: int, job: JobId, endpoint: Endpoint) -> Target:

@@ -24,6 +24,8 @@ _LOCAL_FORWARD: Final = 1
 STREAM_LOCAL: Final = 0xFFFFFFFE
 """The "port" of a unix socket, whose path then is the host: (unsigned)-2."""
 MESSAGE_LIMIT: Final = 65_536
+PATH_LIMIT: Final = 107
+"""Bytes of a unix socket's path (unix(7)); a longer one is reached by its directory's descriptor."""
 
 
 class _Say(IntEnum):
@@ -205,6 +207,9 @@ def _connected(file: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _short(file: Path) -> Iterator[str]:
+    if len(os.fsencode(file)) <= PATH_LIMIT:
+        yield str(file)
+        return
     directory = os.open(file.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{file.name}"

@@ -385,9 +385,10 @@ class _Master:
                     if not used.ready:
                         await self._control.open_forward(used.forward, *place)
                         used.ready = True
-                made = await self._connected(self._file.parent / used.forward, b"")
+                made = await self._connected(self._file.parent / used.forward)
             else:
-                made = await self._connected(self._socks, _socks(*place))
+                made = await self._connected(self._socks)
+                made.greeting, made.prelude = _socks(*place), SOCKS_ANSWER
         except BaseException:
             self._left(place, used, True)
             raise
@@ -398,14 +399,17 @@ class _Master:
             self._left(place, used, not heard)
 
         made.left, made.moves_bulk = left, lambda: self._moved_bulk(place)
-        return await asyncio.open_unix_connection(sock=made)
+        opened = await asyncio.open_unix_connection(sock=made)
+        # Whoever dials speaks first, and at once, so the request for the place goes along; if not, it goes alone.
+        asyncio.get_running_loop().call_soon(made.greet)
+        return opened
 
     def _moved_bulk(self, place: _Place) -> None:
         self._bulk_at = asyncio.get_running_loop().time()
         self.moves_bulk(self, place)
 
-    async def _connected(self, file: Path, greeting: bytes) -> "_Watched":
-        """Connected to a socket of the master's. What its SOCKS answers says nothing yet, and is left out."""
+    async def _connected(self, file: Path) -> "_Watched":
+        """Connected to a socket of the master's."""
         while True:
             try:
                 made = mux.connect(file)
@@ -415,15 +419,7 @@ class _Master:
             except (ConnectionRefusedError, FileNotFoundError) as error:
                 self.give_up()
                 raise _Gone("the master does not listen any more") from error
-        watched = _Watched(fileno=made.detach())
-        try:
-            if greeting:
-                watched.send(greeting)  # the first bytes on a socket, so there is room for them
-                watched.prelude = SOCKS_ANSWER
-        except BaseException:
-            watched.close()
-            raise
-        return watched
+        return _Watched(socket.AF_UNIX, socket.SOCK_STREAM, 0, made.detach())
 
     async def _find_out(self, place: _Place) -> None:
         self._refusals.clear()
@@ -563,13 +559,14 @@ class _Master:
 
 class _Watched(socket.socket):
     """
-    Leaves out the first `prelude` bytes that it hears; tells when it is closed, and if it heard anything else; and when
-    it moves much.
+    Says `greeting` before everything else, and leaves out the first `prelude` bytes that it hears: what SOCKS answers
+    says nothing yet. Tells when it is closed, and if it heard anything else; and when it moves much.
     """
 
     left: Callable[[bool], None] | None = None
     moves_bulk: Callable[[], None] | None = None
     heard = False
+    greeting = b""
     prelude = 0
     _moved, _since = 0, 0.0
 
@@ -586,9 +583,20 @@ class _Watched(socket.socket):
         return data
 
     def send(self, data: Any, flags: int = 0, /) -> int:
-        size = super().send(data, flags)
+        if self.greeting:
+            size = super().send(self.greeting + bytes(data), flags) - len(self.greeting)
+            assert size >= 0, "the first bytes on a socket, so there is room for them"
+            self.greeting = b""
+        else:
+            size = super().send(data, flags)
         self._count(size)
         return size
+
+    def greet(self) -> None:
+        """Say it now, if nothing was sent yet."""
+        if self.greeting and self.fileno() >= 0:
+            with contextlib.suppress(OSError):  # whoever reads finds out
+                self.send(b"")
 
     def _count(self, size: int) -> None:
         self._moved += size
