@@ -84,9 +84,10 @@ class Watched:
     interval_ms: int
     urgent: bool
     due: Instant
+    asked_at: Instant
+    """When it was asked about last; before the first time, when somebody wanted to know."""
     soon: Instant = NEVER
     """From then on it is asked about if somebody else is."""
-    asked_at: Instant | None = None
     told: Observation | None = None
 
 
@@ -215,12 +216,11 @@ class Observing:
         watched = observer.jobs.get(job)
         if watched is None or watched.session != session.id:
             handle = Handle(session.spec.key.owner, tag_of(session.spec, _attempt_of(session, job)), job)
-            watched = observer.jobs[job] = Watched(session.id, handle, interval_ms, urgent, NEVER)
-        last = now if watched.asked_at is None else watched.asked_at
+            watched = observer.jobs[job] = Watched(session.id, handle, interval_ms, urgent, NEVER, now)
         if urgent and not watched.urgent:
             watched.told = None  # a repeated reading is worth something now
         watched.interval_ms, watched.urgent = interval_ms, urgent
-        due = Instant(max(now, last + interval_ms))
+        due = Instant(max(now, watched.asked_at + interval_ms))
         if due != watched.due:
             observer.plan(watched, due)
 
@@ -272,7 +272,8 @@ class Observing:
             return
         watched.interval_ms = interval
         observer.plan(watched, Instant(now + interval))
-        if said is None or (said == watched.told and not watched.urgent):
+        # A doubt is worth more the longer it lasts; what it is worth the machine knows.
+        if said is None or (said == watched.told and not watched.urgent and not isinstance(said, Doubt)):
             return
         observation = checked_observation(said)
         if observation is not None and _is_news(observation):
@@ -288,8 +289,7 @@ class Observing:
                 async for job in watch():
                     watched = observer.jobs.get(job)
                     if watched is not None:
-                        last = Instant(0) if watched.asked_at is None else watched.asked_at
-                        observer.plan(watched, Instant(max(clock.now(), last + least_ms)))
+                        observer.plan(watched, Instant(max(clock.now(), watched.asked_at + least_ms)))
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():

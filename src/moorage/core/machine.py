@@ -199,10 +199,12 @@ def watches(session: Session, now: Instant) -> tuple[Watch, ...]:
             found = (Watch(state.job.id, _ms(timeouts.confirm_s), urgent=True),)
         case Queued():
             found = (Watch(state.job.id, _aging(state.since, timeouts.status_queued_s, timeouts.status_first_s, now)),)
-        case Starting() | Connecting():
-            # What it waits for, the launcher and the lab, is looked for directly; this is for the end of its job.
+        case Starting():
+            # The launcher is looked for directly; this is for jobs that fail before it is there.
             first_s = 4 * timeouts.status_first_s
             found = (Watch(state.job.id, _aging(state.since, timeouts.status_starting_s, first_s, now)),)
+        case Connecting():
+            found = (Watch(state.job.id, _ms(timeouts.status_starting_s)),)
         case Ready():
             found = (Watch(state.job.id, _ms(timeouts.status_ready_s)),)
         case Degraded():
@@ -320,6 +322,10 @@ def _queued(turn: "_Turn", state: Queued, event: Event) -> None:
             turn.ask_about(ReadEndpoint, state.job.id, patient=True)
         case Observed(job, _, Alive() as alive) if job == state.job.id:
             _seen_alive(turn, state, alive)
+        case Observed(job, asked_at, Doubt(DoubtReason.NOT_LISTED)) if job == state.job.id and _is_new(
+            turn.session, state, asked_at
+        ):
+            pass  # it was created a moment ago, and listings need a moment
         case Woke() if turn.now >= _queue_deadline(turn.session, state):
             _begin_stop(turn, Cause.QUEUED_TOO_LONG, Evidence(state.job.note))
         case _:
@@ -371,8 +377,12 @@ def _not_allowed(turn: "_Turn", state: Starting, endpoint: Endpoint) -> None:
 def _connecting(turn: "_Turn", state: Connecting, event: Event) -> None:
     match event:
         case TunnelOpened(number, route) if number == state.asked:
-            turn.set(evolve(state, route=route, asked=turn.serial + 1, due=turn.answer_due()))
-            turn.ask(Probe)
+            # What is wrong with the path the first probe says; nearly always it is only the lab that needs its time.
+            if not state.note:
+                state = evolve(state, note="waiting for the lab")
+                turn.go(state)
+            turn.set(evolve(state, route=route, asked=turn.serial + 1, due=turn.patient_due()))
+            turn.ask(Probe, patient=True)
         case Probed(number, good=True) if number == state.asked and state.route is not None:
             turn.go(_ready_now(turn, state, state.route, published=False))
             turn.ask(Publish, route=state.route)
@@ -794,7 +804,9 @@ def _residue_gone(turn: "_Turn", left: Residue, proof: Gone, asked_at: Instant) 
         if left.job is not None:
             turn.leave(Left.FILES, left.attempt, left.job)
     else:
-        turn.replace(left, evolve(left, suspicion=suspicion, due=min(left.due, suspicion.lookup_at)))
+        # What seems to be over is not cancelled again before a second reading can say so.
+        due = max(left.due, turn.in_s(turn.spec.timeouts.lookup_s))
+        turn.replace(left, evolve(left, suspicion=suspicion, due=min(due, suspicion.lookup_at)))
 
 
 def _residue_failed(turn: "_Turn", effect: Effect, failure: Failure) -> None:
@@ -892,6 +904,11 @@ def _sooner(at: Instant, suspicion: Suspicion | None) -> Instant:
 
 def _waiting_deadline(session: Session) -> Instant:
     return Instant(session.spec.asked_at + _ms(session.spec.timeouts.waiting_s))
+
+
+def _is_new(session: Session, state: Queued, at: Instant) -> bool:
+    """Whether a listing that was made at an instant need not show the job yet."""
+    return state.suspicion is None and at - state.since < _ms(session.spec.timeouts.horizon_s)
 
 
 def _queue_deadline(session: Session, state: Queued) -> Instant:

@@ -34,7 +34,7 @@ class Timeouts:
     connecting_s: float = _seconds(300, "from the endpoint known to the first good probe")
     probe_s: float = _seconds(5, "one probe through the path, in all")
     probe_fresh_s: float = _seconds(10, "the paths of all sessions are checked this often")
-    probe_ready_s: float = _seconds(1_800, "between probes of a ready session besides those checks, lest they deceive")
+    probe_ready_s: float = _seconds(3_600, "between probes of a ready session besides those checks, lest they deceive")
     probe_stale_s: float = _seconds(60, "a path without a good probe for so long is in doubt")
     tunnel_close_s: float = _seconds(10, "closing a tunnel")
     stop_s: float = _seconds(120, "from stop to ended once the world is healthy")

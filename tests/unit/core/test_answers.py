@@ -111,12 +111,21 @@ def test_a_job_that_is_not_listed_is_looked_up_while_its_suspicion_stands() -> N
     """What was suspected first, and since when, is not forgotten over the lookup."""
     for first in (None, Gone(EndReason.FAILED, 1, "bad")):
         life = Life().queued()
-        began = life.now
+        life.now = began = at(life, 30)
         if first is not None:
             life.take(events.Observed(JOB, began, first))
         life.take(events.Observed(JOB, began, NOT_LISTED), after_s=2)
         assert life.state.suspicion == Suspicion(first, began, at(life, 60))
         assert life.last(effects.Find).tag == tag_of(a_spec(), 1)
+
+
+def test_a_job_that_was_created_a_moment_ago_need_not_be_listed() -> None:
+    life = Life().queued()
+    before = life.state
+    life.seen(observation=NOT_LISTED, after_s=29)
+    assert (life.state, life.new) == (before, [])
+    life.seen(observation=NOT_LISTED, after_s=2)
+    assert life.kinds() == {"Find"}
 
 
 def test_a_sign_of_life_clears_a_suspicion() -> None:
@@ -263,7 +272,7 @@ def test_only_the_probe_under_way_makes_a_session_ready() -> None:
     life.take(events.Probed(probe + 1, good=True))
     assert life.state == before
     life.take(events.Probed(probe, good=True))
-    assert life.state == Ready(Job(JOB, "n17"), ENDPOINT, ROUTE, life.now, at(life, 1800), published=False)
+    assert life.state == Ready(Job(JOB, "n17"), ENDPOINT, ROUTE, life.now, at(life, 3600), published=False)
     life = Life().connecting()
     life.take(events.Probed(life.state.asked, good=True))
     assert (type(life.state), life.state.asked, life.state.tries) == (Connecting, 0, 1)
@@ -284,6 +293,9 @@ def test_a_path_to_a_lab_that_is_not_up_yet_is_only_probed() -> None:
     """Until a probe gets no answer: then nobody knows whether the path still leads anywhere."""
     life = Life().connecting()
     life.take(events.TunnelOpened(life.state.asked, ROUTE))
+    assert life.kinds() == {"Report", "Probe"}
+    assert life.last(effects.Probe).patient
+    assert life.state.note == "waiting for the lab"
     life.take(events.Probed(life.state.asked, good=False, note="starting", proven=True))
     for _ in range(2):
         life.wake()
@@ -319,6 +331,7 @@ def test_a_probe_that_is_not_answered_is_sent_again() -> None:
 
 def test_a_lookup_under_way_is_enough() -> None:
     for life in (Life().queued(), Life().starting(), Life().connecting(), Life().ready(), Life().degraded()):
+        life.now = at(life, 30)
         life.seen(observation=NOT_LISTED)
         assert "Find" in life.kinds()
         suspicion = life.state.suspicion

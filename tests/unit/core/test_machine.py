@@ -58,7 +58,7 @@ def test_from_wish_to_ready() -> None:
     assert life.kinds() == {"Report", "ReadEndpoint"}
     assert isinstance(life.take(events.EndpointRead(1, JOB, ENDPOINT)), Connecting)
     life.take(events.TunnelOpened(life.state.asked, ROUTE))
-    assert life.kinds() == {"Probe"}
+    assert life.kinds() == {"Report", "Probe"}
     assert isinstance(life.take(events.Probed(life.state.asked, good=True)), Ready)
     assert life.last(effects.Publish).route == ROUTE
 
@@ -247,7 +247,7 @@ def test_days_in_the_queue_are_no_reason_to_end() -> None:
 def test_a_job_that_is_not_listed_is_looked_up() -> None:
     """An empty list is no evidence, but worth a complete lookup; a sign of life clears the suspicion."""
     life = Life().queued()
-    life.seen(observation=NOT_LISTED)
+    life.seen(observation=NOT_LISTED, after_s=30)
     assert life.kinds() == {"Find"}
     life.take(events.Found(1, life.now, (Sighting(JOB, tag_of(a_spec(), 1)),)))
     assert life.state.suspicion is None
@@ -554,6 +554,20 @@ def test_a_cancel_that_does_nothing_is_repeated() -> None:
         life.wake()
         assert "Cancel" in life.kinds()
     assert isinstance(life.state, Stopping)
+
+
+def test_a_cancelled_job_that_seems_to_be_over_is_not_cancelled_again_before_that_is_confirmed() -> None:
+    life = Life().queued()
+    life.take(events.StopAsked())
+    cancel = life.last(effects.Cancel)
+    life.take(events.CancelAnswered(JOB, life.now, Alive(Phase.ENDING)))
+    life.seen(observation=Gone(EndReason.CANCELLED), after_s=6)
+    life.wake(after_s=5)
+    assert life.last(effects.Cancel) == cancel
+    life.wake(after_s=5)
+    assert life.last(effects.Cancel) != cancel, "no second reading came"
+    life.seen(observation=Gone(EndReason.CANCELLED))
+    assert isinstance(life.state, Ended)
 
 
 def test_a_cancelled_job_that_is_not_listed_is_looked_up() -> None:

@@ -140,11 +140,11 @@ def test_twins_but_the_living_one_is_ours() -> None:
 
 def test_ready_in_full() -> None:
     life = Life().ready()
-    assert life.state == Ready(ON_NODE, ENDPOINT, ROUTE, life.now, at(life, 1_800), published=True)
+    assert life.state == Ready(ON_NODE, ENDPOINT, ROUTE, life.now, at(life, 3_600), published=True)
     life.wake()
     assert life.state == evolve(life.state, asked=life.last(effects.Probe).number, due=at(life, 60))
     life.take(events.Probed(life.state.asked, good=True), after_s=1)
-    assert (life.state.asked, life.state.due) == (0, at(life, 1_800))
+    assert (life.state.asked, life.state.due) == (0, at(life, 3_600))
 
 
 def test_a_suspicion_goes_with_the_session_to_ready() -> None:
@@ -215,7 +215,7 @@ def test_repaired_in_full() -> None:
     life.take(events.TunnelOpened(life.state.asked, ROUTE))
     life.take(events.Probed(life.state.asked, good=True), after_s=1)
     job = evolve(ON_NODE, note="cut")
-    assert life.state == Ready(job, ENDPOINT, ROUTE, life.now, at(life, 1_800), published=True)
+    assert life.state == Ready(job, ENDPOINT, ROUTE, life.now, at(life, 3_600), published=True)
     assert life.kinds() == {"Report"}
 
 
@@ -284,7 +284,7 @@ def test_connecting_in_full() -> None:
     assert (opened.job, opened.endpoint, opened.attempt) == (JOB, ENDPOINT, 1)
     life.take(events.TunnelOpened(opened.number, ROUTE), after_s=1)
     probe = life.last(effects.Probe)
-    assert (life.state.asked, life.state.route, life.state.due) == (probe.number, ROUTE, at(life, 60))
+    assert (life.state.asked, life.state.route, life.state.due) == (probe.number, ROUTE, at(life, 90))
     life.take(events.EffectFailed(probe, Failure(FailureKind.UNANSWERED)), after_s=1)
     assert (life.state.asked, life.state.tries, life.state.due) == (0, 1, after_pause(life, 1, 4))
 

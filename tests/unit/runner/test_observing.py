@@ -94,6 +94,22 @@ async def test_the_older_a_state_the_rarer_the_question() -> None:
 
 
 @in_virtual_time
+async def test_a_session_that_changes_all_the_time_is_asked_about_all_the_same() -> None:
+    """Every change plans the next question anew; the first one must not be put off for ever by that."""
+    world = World(timeouts=Timeouts(status_starting_s=20))
+    async with world.runner() as runner:
+        session = await runner.start(request())
+        await wait_for(runner, session, Ready)
+    world.relay.good = False
+    world.relay.scripts["open"] = raising(Unreachable("away"))
+    world.site.end(next(iter(world.site.jobs)), EndReason.FAILED)
+    async with world.runner() as runner:
+        found = await wait_for(runner, session, Ended, within_s=120)
+        assert isinstance(found.state, Ended)
+        assert found.state.cause is Cause.FAILED
+
+
+@in_virtual_time
 async def test_a_reading_that_says_nothing_new_is_no_event() -> None:
     world = World()
     world.site.starts = False

@@ -42,8 +42,8 @@ async def test_a_lab_that_takes_its_time_is_probed_without_decisions_and_its_use
         await wait_for(runner, session, Connecting)
         await asyncio.sleep(20)
         assert world.relay.count("probe") > 20
-        assert (events(world, Probed), events(world, Woke)) == (1, 1)
-        assert [progress.text for _, progress in world.hub.reports][-1] == "connecting: the lab is starting"
+        assert (events(world, Probed), events(world, Woke)) == (0, 0)
+        assert [progress.text for _, progress in world.hub.reports][-1] == "connecting: waiting for the lab"
         del world.relay.scripts["probe"]
         await wait_for(runner, session, Ready, within_s=6)
         assert world.relay.count("open") == 1
