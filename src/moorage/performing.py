@@ -617,19 +617,7 @@ class Performing:
         self._ask_breaker(name, kind)
         if lane.waiting >= lane.queue:
             raise Overloaded(f"{lane.queue} calls to {name} are waiting already")
-        lane.waiting += 1
-        try:
-            await lane.places.acquire()
-        finally:
-            lane.waiting -= 1
-        lane.running += 1
-        try:
-            # Those who were before us in the queue may have opened it meanwhile.
-            self._ask_breaker(name, kind)
-        except PortError:
-            lane.running -= 1
-            lane.places.release()
-            raise
+        await self._placed(lane, name, kind)
         lane.counted[verb] += 1
         if lane.breaker is not None and kind is not Kind.SUBMIT:
             lane.breaker = lane.breaker.started(self.ports.clock.now())
@@ -648,6 +636,23 @@ class Performing:
             lane.running -= 1
             lane.places.release()
 
+    async def _placed(self, lane: Lane, name: SystemName, kind: Kind) -> None:
+        """Have a place in the lane."""
+        waits = lane.places.locked()
+        lane.waiting += 1
+        try:
+            await lane.places.acquire()
+        finally:
+            lane.waiting -= 1
+        lane.running += 1
+        try:
+            if waits:  # those who were before us in the queue may have opened the breaker meanwhile
+                self._ask_breaker(name, kind)
+        except PortError:
+            lane.running -= 1
+            lane.places.release()
+            raise
+
     def _ask_breaker(self, name: SystemName, kind: Kind) -> None:
         if self.lanes[name, kind].blocked(self.ports.clock.now(), admitted=kind is Kind.SUBMIT):
             raise Unreachable(f"{name} does not answer at the moment; it is tried again by itself")
@@ -659,7 +664,6 @@ class Performing:
         Anything else that an adapter raises is its bug, loud in the log, and may have happened; so is a cancellation
         that nobody asked for.
         """
-        task = asyncio.current_task()
         try:
             async with asyncio.timeout(seconds):
                 return await call()
@@ -669,6 +673,7 @@ class Performing:
             _mend(error)
             raise
         except asyncio.CancelledError as error:
+            task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             raise Malformed("the adapter gave its own call up") from error
