@@ -51,11 +51,12 @@ class ParamikoConfig(LoginConfig):
     """Login nodes, reached without the `ssh` program."""
 
     window_mib: int = field(
-        default=16,
+        default=8,
         validator=[validators.ge(1), validators.le(1024)],
         metadata=doc(
             "bytes of one stream that may be under way, MiB: what a second carries at most, times the round trip;"
-            " a reader that stalls can hold twice as much memory"
+            " a reader that stalls can hold twice as much memory, and a server's processor time for a window that fills"
+            " grows with its square"
         ),
     )
 
