@@ -33,6 +33,19 @@ class Path:
     far: tuple[SiteJob, Launcher] | None = None
     """Whose lab was at its far end when somebody last looked."""
 
+    def still_leads(self, now: int) -> bool:
+        """Whether that lab is there for certain: nothing has moved since, and nothing is silent now."""
+        if self.far is None or self.cut:
+            return False
+        job, launcher = self.far
+        return (
+            job.launcher is launcher
+            and now >= job.silent_until
+            and now >= job.foreign_until
+            and now >= self.mute_until
+            and now >= self.foreign_until
+        )
+
 
 @frozen
 class Report:
@@ -115,15 +128,6 @@ class Relay:
         path.far = job, job.launcher
         return job
 
-    def _still_serves(self, path: Path, now: int) -> bool:
-        """The same, quickly: what was found last time is nearly always there, as long as nothing is silent."""
-        if path.far is None or path.cut:
-            return self._serves(path, now) is not None
-        job, launcher = path.far
-        down_until = self.sites[path.system].down_until
-        quiet_until = max(path.mute_until, path.foreign_until, job.silent_until, job.foreign_until, down_until)
-        return (job.launcher is launcher and now >= quiet_until) or self._serves(path, now) is not None
-
     def probe(self, session: SessionId, verdict: Verdict) -> ProbeResult:
         """One request through the listener."""
         path = self.paths.get(session)
@@ -155,9 +159,11 @@ class Relay:
         now = self.clock()
         for site in self.sites.values():
             site.advance(now)
+        down = any(now < site.down_until for site in self.sites.values())
         reports = {}
         for session, path in self.paths.items():
-            if path.good_at is not None and self._still_serves(path, now):
+            serves = not down and path.still_leads(now)
+            if path.good_at is not None and (serves or self._serves(path, now) is not None):
                 path.good_at = now
                 reports[session] = _FRESH
             else:
