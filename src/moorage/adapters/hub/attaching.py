@@ -35,16 +35,23 @@ async def keep_attached(port: HubPort, service: Service, owner_grace_s: float) -
     while True:
         port.unattached.clear()
         try:
-            await _look(port, service, strangers, owner_grace_s)
-            await metrics.refresh(service)
+            metrics.refresh(service, await _look(port, service, strangers, owner_grace_s))
         except StoreError as error:
             log.warning("the store was not readable; the next look tries again: %s", error)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(port.unattached.wait(), PAUSE_S)
 
 
-async def _look(port: HubPort, service: Service, strangers: dict[SessionId, float], owner_grace_s: float) -> None:
-    """One look at all sessions; `strangers` says since when the owner of some is unknown, on the monotonic clock."""
+async def _look(
+    port: HubPort, service: Service, strangers: dict[SessionId, float], owner_grace_s: float
+) -> list[Session]:
+    """
+    One look at all sessions that are not over, which are returned.
+
+    Args:
+        strangers: Since when the owner of some is unknown, on the monotonic clock.
+    """
+    port.learn_users()
     sessions = [stored.session for stored in await service.store.unfinished()]
     ours = [session for session in sessions if is_ours(session.spec, service.hub) and _alive(session)]
     for session in ours:
@@ -59,6 +66,7 @@ async def _look(port: HubPort, service: Service, strangers: dict[SessionId, floa
             await _attach(port, user, session)
     for gone in strangers.keys() - {session.id for session in ours}:
         del strangers[gone]
+    return sessions
 
 
 async def _stranger(service: Service, session: Session, since: dict[SessionId, float], owner_grace_s: float) -> None:

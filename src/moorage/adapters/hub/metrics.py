@@ -36,9 +36,9 @@ def ended(spec: SessionSpec, cause: Cause) -> None:
     ENDED.labels(spec.system, cause.value).inc()
 
 
-async def refresh(service: Service) -> None:
-    """Look at the sessions and systems of this moment."""
-    _count([stored.session for stored in await service.store.unfinished()])
+def refresh(service: Service, sessions: Iterable[Session]) -> None:
+    """Count the sessions that are not over, and look at the systems of this moment."""
+    _count(sessions)
     for row in service.operations.systems() if service.operations else ():
         name = str(row["name"])
         BREAKER.labels(name).set(row.get("breaker") == "open")

@@ -142,6 +142,10 @@ class HubPort:
         self._numbers[owner] = found.id
         return self.app.users[found]
 
+    def learn_users(self) -> None:
+        """Who is in use, at once: one by one, the database would be asked for each of them."""
+        self._numbers.update((Owner(str(user.name)), number) for number, user in list(self.app.users.items()))
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)

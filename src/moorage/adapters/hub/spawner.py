@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 from jupyterhub import orm
 from jupyterhub.spawner import Spawner
-from jupyterhub.utils import url_escape_path, url_path_join
+from jupyterhub.utils import compare_token, url_escape_path, url_path_join
+from sqlalchemy import bindparam, or_, select
+from sqlalchemy.orm import object_session
 from traitlets import Float, Integer, Unicode, default
 
 from moorage.core.catalog import SessionOptions, User, validate
@@ -257,8 +259,10 @@ class MoorageSpawner(Spawner):
             await self._use_token_of_the_job(service)
             await self.remember_token()
             self._resumed_at = time.monotonic()
-            self.orm_spawner.state = self.get_state()
-            self.db.commit()
+            state = self.get_state()
+            if self.orm_spawner.state != state:
+                self.orm_spawner.state = state
+                self._database.commit()
             return _address(session) + str(self.server.base_url if self.server else "/")
         except Exception:
             self.log.exception("%s: get_url", self._log_name)
@@ -348,8 +352,8 @@ class MoorageSpawner(Spawner):
         The database keeps only hashes, so one that was restored from a backup knows nothing of labs started since. The
         token is also the secret with which the lab asks the Hub who its visitors are.
         """
-        token = self.api_token
-        if not token or orm.APIToken.find(self.db, token) is not None:
+        token, database = self.api_token, self._database
+        if not token or _is_known(database, token):
             return
         self.log.warning("%s: the token of its running lab is unknown here; accepting it again", self._log_name)
         base_url = self.server.base_url if self.server else ""
@@ -364,9 +368,14 @@ class MoorageSpawner(Spawner):
                 description=f"Server at {base_url}",
             )
 
+    @property
+    def _database(self) -> Any:
+        """The Hub's session; `Spawner.db` is the same, with a warning for every server."""
+        return object_session(self.orm_spawner)
+
     def _token_scopes(self) -> list[str]:
         own = f"={self.user.name}/{self.name}"
-        scopes = orm.Role.find(self.db, "server").scopes
+        scopes = orm.Role.find(self._database, "server").scopes
         return [scope + own if scope.endswith("!server") else scope for scope in scopes]
 
     def _secrets(self) -> dict[str, Secret]:
@@ -455,6 +464,23 @@ class MoorageSpawner(Spawner):
 
 def _use_at_start(_spawner: MoorageSpawner, _options: Mapping[str, Any]) -> None:
     """What was chosen is checked and used by `start`, when it is known what may be had then."""
+
+
+_HASHES = select(orm.APIToken.hashed).where(
+    orm.APIToken.prefix == bindparam("prefix"),
+    or_(orm.APIToken.expires_at.is_(None), orm.APIToken.expires_at >= bindparam("now")),
+)
+
+
+def _is_known(database: Any, token: str) -> bool:
+    """
+    Whether the Hub has a valid API token with this value.
+
+    The same as `orm.APIToken.find`, which makes its query anew each time and loads whose token it is: 3 ms of the
+    Hub's one thread, for every server after a restart.
+    """
+    asked = {"prefix": token[: orm.APIToken.prefix_length], "now": orm.APIToken.now()}
+    return any(compare_token(hashed, token) for hashed in database.execute(_HASHES, asked).scalars())
 
 
 def read_form(formdata: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from jupyterhub import orm
 from stubworld import Hub, Start, StubSystem, StubTunnels, stop_hub, until
 from test_pages import logged_in
 from test_spawner import queued, started, state_of
@@ -346,6 +347,24 @@ async def test_removing_a_person_ends_their_sessions(start_hub: Start) -> None:
     assert status == 204
     await ended(hub, session.id)
     assert hub.world.system.alive == 0
+
+
+async def test_a_look_at_all_sessions_asks_the_database_for_nobody_who_is_in_use(
+    start_hub: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub has one thread, and after a restart there may be a thousand of them."""
+    hub = await start_hub()
+    await started(hub)
+    asked = []
+    hub.world.hub._numbers.clear()
+    find = orm.User.find.__func__
+    monkeypatch.setattr(
+        orm.User, "find", classmethod(lambda kind, db, name: asked.append(name) or find(kind, db, name))
+    )
+    sessions = await _look(hub.world.hub, hub.world.service, {}, 0)
+    assert ([each.spec.key.owner for each in sessions], asked) == (["alice"], [])
+    assert hub.world.hub.user(Owner("nobody")) is None
+    assert asked == ["nobody"]
 
 
 async def test_whoever_gets_a_name_does_not_get_its_sessions(start_hub: Start) -> None:
