@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -509,23 +510,22 @@ class Deployment:
 
     def _use(self, config: Config) -> None:
         known = {name: system for name, system in config.systems.items() if name in self.entries}
+        catalog = catalog_of(config)
         for name, entry in self.entries.items():
             if name not in known:
                 self.doors.absent[name] = "it is not configured any more"
                 continue
             if not isinstance(entry.system, Absent):
                 self.doors.absent.pop(name, None)
-            self.entries[name] = _entry(entry.system, name, config, self.doors)
-        catalog = catalog_of(config)
+            self.entries[name] = _entry(entry.system, name, config, catalog, self.doors)
         # What was added has no adapter yet, so it is not offered.
         self.config, self.catalog = config, evolve(catalog, systems={name: catalog.systems[name] for name in known})
         self.plans.add(self.ports.clock.now(), config, catalog)
         self.runner.limits = limits_of(config)
 
 
-def _entry(system: System, name: SystemName, config: Config, doors: Doors) -> SystemEntry:
-    chosen = config.systems[name]
-    windows = catalog_of(config).systems[name].maintenance
+def _entry(system: System, name: SystemName, config: Config, catalog: Catalog, doors: Doors) -> SystemEntry:
+    chosen, windows = config.systems[name], catalog.systems[name].maintenance
     return SystemEntry(
         system=system,
         timeouts=config.timeouts_for(name),
@@ -583,12 +583,13 @@ async def compose(
     async with AsyncExitStack() as stack:
         world = await _world(path, simulation, owner_tokens, apart, stack)
         config, plugins, context = world.config, world.plugins, world.context
+        await asyncio.to_thread(_load_modules, config)
         store = await _store(config, context, apart)
         stack.push_async_callback(store.close)
         clock = LocalClock(await store.newest())
         context = evolve(context, clock=clock)
         doors = await asyncio.to_thread(Doors.load, context.directory)
-        entries = _entries(config, plugins, context, doors)
+        entries = await _entries(world, doors)
         for name, entry in entries.items():
             stack.push_async_callback(_close, name, entry.system)
         for stored in await store.unfinished():
@@ -613,7 +614,7 @@ async def compose(
             directory=context.directory,
             config=config,
             made_from=config,
-            catalog=catalog_of(config),
+            catalog=world.catalog,
             plugins=plugins,
             ports=ports,
             runner=runner,
@@ -664,6 +665,7 @@ class _World:
     """What the Hub's process and the relay's have in common."""
 
     config: Config
+    catalog: Catalog
     plugins: Plugins
     context: Context
 
@@ -676,11 +678,31 @@ async def _world(
     people = PeopleTokens(directory / "tokens", owner_tokens)
     vault = LocalVault(directory / "vault", token_sources(config, people))
     stack.callback(vault.close)
-    plans = ConfiguredPlans(vault, plugins)
-    plans.add(Instant(0), config, catalog_of(config))
+    plans, catalog = ConfiguredPlans(vault, plugins), catalog_of(config)
+    plans.add(Instant(0), config, catalog)
     deployment = apart.deployment if apart else config.deployment
     context = Context(LocalClock(), SystemChoices(), vault, plans, directory, deployment, simulation)
-    return _World(config, plugins, context)
+    return _World(config, catalog, plugins, context)
+
+
+_MODULES = {
+    "unicore": "moorage.adapters.unicore.system",
+    "slurm": "moorage.adapters.ssh.slurm",
+    "ssh-host": "moorage.adapters.ssh.host",
+}
+"""What the factories of our own kinds load."""
+
+
+def _load_modules(config: Config) -> None:
+    """
+    Load what `compose` is about to import: SQLAlchemy, HTTP clients, paramiko. It takes a second, and in a thread the
+    Hub answers meanwhile. What cannot be loaded, whoever needs it will say.
+    """
+    kinds = {system.kind for system in config.systems.values()}
+    adapters = [module for kind, module in _MODULES.items() if kind in kinds]
+    for module in ("moorage.adapters.local.store", "moorage.relay.client", *adapters):
+        with suppress(ImportError):
+            import_module(module)
 
 
 async def _store(config: Config, context: Context, apart: Apart | None) -> "SqlStore":
@@ -711,10 +733,12 @@ def _observing(plugins: Plugins) -> Watcher:
     return watch
 
 
-def _entries(config: Config, plugins: Plugins, context: Context, doors: Doors) -> dict[SystemName, SystemEntry]:
+async def _entries(world: _World, doors: Doors) -> dict[SystemName, SystemEntry]:
     """Every configured system; one that cannot be set up is there, closed, and says so."""
     entries: dict[SystemName, SystemEntry] = {}
+    config, plugins, context = world.config, world.plugins, world.context
     for name in config.systems:
+        await asyncio.sleep(0)  # there may be many, and the Hub has others to answer
         system: System
         try:
             system = make_system(name, config, plugins, context)
@@ -724,7 +748,7 @@ def _entries(config: Config, plugins: Plugins, context: Context, doors: Doors) -
             log.error("system %s cannot be set up: %s", name, _for_people(error))
             doors.absent[name] = "it could not be set up"
             system = Absent(name, _for_people(error))
-        entries[name] = _entry(system, name, config, doors)
+        entries[name] = _entry(system, name, config, world.catalog, doors)
     return entries
 
 
