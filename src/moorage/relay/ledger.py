@@ -18,7 +18,7 @@ QUARANTINE_S = 120.0
 """An address that was one session's is not another's before. Source: reliability specification, B_quarantine."""
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS paths (session TEXT PRIMARY KEY, port INTEGER NOT NULL, target TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS paths (session TEXT PRIMARY KEY, port INTEGER NOT NULL, target TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS resting (port INTEGER PRIMARY KEY, until REAL NOT NULL, session TEXT NOT NULL);
 """
 _PORTS = "SELECT session, port FROM paths"

@@ -14,6 +14,7 @@ from moorage.core.secret import Secret
 from moorage.ports.errors import Overloaded, PortError, Refused, Unreachable
 from moorage.ports.tunnels import PathReport, ProbeResult
 
+from .door import Door
 from .gate import Knocker
 from .peers import Peers
 from .pump import Meter, Near, Stream
@@ -65,7 +66,7 @@ class Path:
     ) -> None:
         self.target, self.pace = target, pace
         self.meter = Meter()
-        self.listener: asyncio.Server | None = None
+        self.door: Door | None = None
         self.port = 0
         self.probes = 0
         self._secret, self._knocker, self._chance, self._peers = secret, knocker, chance, peers
@@ -109,8 +110,8 @@ class Path:
     def close(self) -> None:
         """End everything, at once."""
         self._closed = True
-        if self.listener is not None:
-            self.listener.close()
+        if self.door is not None:
+            self.door.close()
         for timer in (self._timer, self._retry):
             if timer is not None:
                 timer.cancel()

@@ -62,6 +62,7 @@ async def main(
             await relay.rebuild()
             # What is there by now stays; looking through all of it again and again is a tenth of what a session costs.
             gc.freeze()
+            gc.set_threshold(5_000, 20, 20)  # nor is it looked for cycles with every few connections
             await _serve(directory, relay)
         finally:
             await relay.aclose()

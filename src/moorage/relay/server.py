@@ -17,6 +17,7 @@ from moorage.ports.dialer import Dialer
 from moorage.ports.errors import Overloaded, PortError, Refused, Unreachable
 from moorage.ports.tunnels import PathReport, ProbeResult
 
+from .door import Door
 from .gate import Counter, Gates, Knocker
 from .ledger import Entry, Ledger
 from .path import Pace, Path
@@ -178,21 +179,21 @@ class Relay:
         else:
             knocker = Knocker(dialer, self._counter)
             path = Path(target, secret, knocker, self._pace(target.system), self._chance, self._peers)
-            await self._listen(path, port)
+            self._listen(path, port)
             self._paths[target.session] = path
             path.start(look_s)
         self._ledger.put(Entry(target, path.port))
         return Route(self._address(path))
 
-    async def _listen(self, path: Path, port: int) -> None:
+    def _listen(self, path: Path, port: int) -> None:
         try:
             if self.settings.unix:
                 file = self._socket(path.target.session)
-                path.listener = await self._loop.create_unix_server(path.connection, sock=listen(file))
+                path.door = Door(listen(file), path.connection)
             else:
                 listener = self._tcp_listener(path.target.session, port)
                 path.port = listener.getsockname()[1]
-                path.listener = await self._loop.create_server(path.connection, sock=listener)
+                path.door = Door(listener, path.connection)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise Overloaded("the relay has no file descriptors left for another path") from error
