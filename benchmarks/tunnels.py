@@ -13,6 +13,7 @@ is JSON; a ratio above 1 means that ours is faster, except for `new_connection_v
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import functools
 import hashlib
@@ -37,7 +38,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 from attrs import evolve  # noqa: E402
 from tests.servers.sshd import Sshd, server  # noqa: E402
-from tests.servers.wire import Wire  # noqa: E402
 from tests.unit.launcher.job import Job  # noqa: E402
 
 from moorage.adapters.ssh.openssh import OpensshDialer  # noqa: E402
@@ -243,13 +243,86 @@ def be_gates(count: int, lab: str) -> None:
                     end(there[descriptor])
 
 
+class Later(asyncio.Protocol):
+    """One end of a line: what it hears is said at the other end `delay_s` later. Bounded by what may be under way."""
+
+    MOST = 32 * MIB
+
+    def __init__(self, delay_s: float, target: int | None) -> None:
+        self.loop, self.delay_s, self.target = asyncio.get_running_loop(), delay_s, target
+        self.other: Later | None = None
+        self.due: collections.deque[tuple[float, bytes]] = collections.deque()
+        self.held, self.blocked, self.timer = 0, False, False
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        if self.target is not None:
+            transport.pause_reading()
+            self.connecting = self.loop.create_task(self.connect(self.target))
+
+    async def connect(self, target: int) -> None:
+        _, self.other = await self.loop.create_connection(lambda: Later(self.delay_s, None), "127.0.0.1", target)
+        self.other.other = self
+        self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self.due.append((self.loop.time() + self.delay_s, data))
+        self.held += len(data)
+        if self.held > self.MOST:
+            self.transport.pause_reading()
+        if not self.timer and not self.blocked:
+            self.plan()
+
+    def eof_received(self) -> bool:
+        self.data_received(b"")
+        return True
+
+    def plan(self) -> None:
+        self.timer = True
+        self.loop.call_at(self.due[0][0], self.pass_on)
+
+    def pass_on(self) -> None:
+        self.timer = False
+        assert self.other is not None
+        sink, now = self.other.transport, self.loop.time()
+        while self.due and not self.blocked and self.due[0][0] <= now:
+            _, data = self.due.popleft()
+            self.held -= len(data)
+            if sink.is_closing():
+                continue
+            if data:
+                sink.write(data)
+            else:
+                sink.write_eof()
+        if self.held < self.MOST // 2 and not self.transport.is_closing():
+            self.transport.resume_reading()
+        if self.due and not self.blocked:
+            self.plan()
+
+    def pause_writing(self) -> None:
+        assert self.other is not None
+        self.other.blocked = True
+
+    def resume_writing(self) -> None:
+        assert self.other is not None
+        self.other.blocked = False
+        if self.other.due and not self.other.timer:
+            self.other.plan()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        if self.other is not None:
+            self.loop.call_later(self.delay_s, self.other.transport.close)
+
+
 def be_wire(target: int, delay_s: float) -> None:
     """A line with a round trip of twice `delay_s`, in a process of its own; prints its port."""
 
     async def run() -> None:
-        async with Wire(target, delay_s).open() as wire:
-            print(wire.port, flush=True)
-            await asyncio.Event().wait()
+        loop = asyncio.get_running_loop()
+        made = await loop.create_server(lambda: Later(delay_s, target), "127.0.0.1", 0)
+        print(made.sockets[0].getsockname()[1], flush=True)
+        await asyncio.Event().wait()
 
     asyncio.run(run())
 
@@ -359,9 +432,9 @@ async def first_byte(port: int, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError), socket.socket() as one:
+            one.connect(("127.0.0.1", port))  # on loopback it does not wait
+            one.sendall(HELLO)
             one.setblocking(False)
-            await loop.sock_connect(one, ("127.0.0.1", port))
-            await loop.sock_sendall(one, HELLO)
             if await loop.sock_recv(one, 4096):
                 return
         if time.monotonic() > deadline:
