@@ -140,6 +140,28 @@ async def test_an_observer_rests_longer_after_a_slow_call() -> None:
 
 
 @in_virtual_time
+async def test_a_job_that_nobody_has_asked_about_does_not_wait_for_the_whole_rest() -> None:
+    """Somebody waits for its start; what is asked about along with it is not asked about more often than that."""
+    world = World(timeouts=Timeouts(status_first_s=0.25, status_starting_s=1))
+    world.site.starts = False
+    async with world.runner() as runner:
+        await runner.start(request())
+        await asyncio.sleep(2)
+        world.site.latency_s = 4
+        await asyncio.sleep(20)
+        await wait_until(lambda: now_s() - asked(world)[-1][0] < 0.2)
+        world.site.latency_s = 0
+        await runner.start(request("bob"))
+        world.site.latency_s = 4
+        began = now_s()
+        await wait_until(lambda: len(asked(world)[-1][1]) == 2)
+        assert asked(world)[-1][0] - began <= 4 + 4 + 0.5
+        world.site.calls.clear()
+        await asyncio.sleep(200)
+        assert len(asked(world)) <= 200 / (4 + 16) + 1
+
+
+@in_virtual_time
 async def test_silence_and_nonsense_end_nobody() -> None:
     """Failed calls, an empty answer, a doubt about every job: for two hours, and then everything goes on."""
     world = World()
