@@ -35,13 +35,14 @@ SECRETS_LIMIT = 1 << 18
 SCRIPT = """\
 #!/bin/bash
 # The same bytes for every job: what varies is data in plan.json.
+# -S: the launcher needs no packages, and looking for them takes a while where files are far away.
 MOORAGE_UMASK=$(umask)
 export MOORAGE_UMASK
 umask 077
 for python in python3 /usr/bin/python3 /usr/libexec/platform-python \\
         python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 python3.7 python3.6; do
-    if "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 6))' >/dev/null 2>&1; then
-        exec "$python" -I moorage_launcher.py plan.json
+    if "$python" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 6))' >/dev/null 2>&1; then
+        exec "$python" -I -S moorage_launcher.py plan.json
     fi
 done
 echo 'moorage: no Python 3.6 or newer on this node' >&2

@@ -2,7 +2,7 @@
 """
 moorage's launcher: holds the gate of one job, starts its lab when admitted, moves bytes, reports, cleans up.
 
-    python3 -I moorage_launcher.py plan.json
+    python3 -I -S moorage_launcher.py plan.json
 
 One file, standard library only, Python 3.6 or newer, because sites are old. It is started in the job directory
 by a constant script. It reads `plan.json` and the secret file (which it unlinks at once), binds the gate, writes

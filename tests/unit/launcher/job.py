@@ -105,7 +105,7 @@ class Job:
         secret.write_text(rendered.secret.reveal())
 
     def launch(self) -> "Job":
-        command = [self.python, "-I", LAUNCHER_NAME, PLAN_NAME]
+        command = [self.python, "-I", "-S", LAUNCHER_NAME, PLAN_NAME]
         with (self.directory / "stdout").open("wb") as out, (self.directory / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
                 command, cwd=self.directory, env=self.environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL
