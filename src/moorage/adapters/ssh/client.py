@@ -52,6 +52,9 @@ UNACKNOWLEDGED_MS = 20_000
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 """The first is the fastest in paramiko; what it would also agree to (CBC, 3DES) is not taken."""
 
+AHEAD = 262_144
+"""Bytes that are read at once; eight packets of a download."""
+
 Result = TypeVar("Result")
 
 # paramiko logs with tracebacks what we raise as errors of the port.
@@ -389,13 +392,33 @@ def _socket(host: str, port: int, opened: Sequence[Any], seconds: float) -> Any:
     if opened:
         return opened[-1].open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=seconds)
     try:
-        sock = socket.create_connection((host, port), timeout=seconds)
+        made = socket.create_connection((host, port), timeout=seconds)
     except OSError as error:
         raise Unreachable(f"{host}:{port} cannot be reached: {error.strerror or error}") from error
+    sock = ReadingAhead(made.family, made.type, made.proto, made.detach())
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
     return sock
+
+
+class ReadingAhead(socket.socket):
+    """
+    Takes what is there and hands it out in the sizes that it is asked for.
+
+    paramiko reads a packet in two pieces at least, and each is two system calls with a turn for the other threads.
+    """
+
+    _data, _at = b"", 0
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        if self._at == len(self._data):
+            self._data, self._at = super().recv(max(size, AHEAD), flags), 0
+        piece = self._data[self._at : self._at + size]
+        self._at += len(piece)
+        if self._at == len(self._data):
+            self._data, self._at = b"", 0
+        return piece
 
 
 def _transport(login: Login, sock: Any, host: str, user: str, call: Call) -> Any:
