@@ -934,6 +934,8 @@ class BatchSystem:
         seen = _Pass()
         for *_, number in tuple(self._queue):
             job = self._jobs[number]
+            if job.reason is Reason.BEGIN_TIME and job.eligible_at > self._now:
+                continue  # the whole queue may be of those
             reason = self._barred(job) or self._try(job, seen)
             if reason is not None and reason is not job.reason:
                 self._put(evolve(job, reason=reason))

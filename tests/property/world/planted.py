@@ -233,8 +233,8 @@ PLANTED: tuple[Planted, ...] = (
         "a path that was opened is called ready",
         (
             _M._connecting,
-            "turn.ask(Probe)",
-            "turn.go(_ready_now(turn, state, route, published=False)); turn.ask(Publish, route=route)",
+            "turn.set(evolve(state, route=route, asked=turn.serial + 1, due=turn.patient_due()))",
+            "turn.go(_ready_now(turn, state, route, published=False)); turn.ask(Publish, route=route); return",
         ),
     ),
     _bug(
