@@ -7,6 +7,12 @@ from typing import Self, cast
 
 from attrs import define
 
+from . import bulk
+from .bulk import Bulk
+
+DRAIN_S = 0.001
+"""How often a connection is asked whether it has taken what it was given."""
+
 
 @define(eq=False)
 class Meter:
@@ -17,6 +23,12 @@ class Meter:
     bytes_in: int = 0
     bytes_out: int = 0
     active_at: float | None = None
+    bulks: set[Bulk] | None = None
+
+    @property
+    def all_out(self) -> int:
+        """Bytes to the connections, with those that are moved elsewhere."""
+        return self.bytes_out + sum(each.moved for each in self.bulks or ())
 
 
 class Near(asyncio.Protocol):
@@ -86,7 +98,7 @@ class Near(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         if self.stream is not None:
-            self.stream.transport.resume_reading()
+            self.stream.go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.gone = True
@@ -113,6 +125,11 @@ class Stream(asyncio.Protocol):
         self.ended = False
         self.clock = asyncio.get_running_loop().time
         self.writer, self._lost = writer, lost
+        self._recent, self._since = 0, 0.0
+        self._waits = False
+        """For its turn in a thread, or for the end of that: nobody reads it here."""
+        self._bulk: Bulk | None = None
+        self._cut: OSError | None = None
 
     @classmethod
     async def take(
@@ -138,14 +155,55 @@ class Stream(asyncio.Protocol):
             return
         meter = self.near.meter
         meter.bytes_out += len(data)
-        meter.active_at = self.clock()
+        meter.active_at = now = self.clock()
         self.near.transport.write(data)
+        self._recent += len(data)
+        if self._recent > bulk.BYTES:
+            quick, self._recent, self._since = now - self._since < bulk.SECONDS, 0, now
+            if quick and _plain(self.transport) and _plain(self.near.transport):
+                self._waits = True
+                self.transport.pause_reading()
+                self._become_bulk(self.near)
+
+    def _become_bulk(self, near: "Near") -> None:
+        """Go on in a thread, once the connection has taken what it was given."""
+        if self.transport.is_closing() or near.transport.is_closing():
+            return
+        loop = asyncio.get_running_loop()
+        if near.transport.get_write_buffer_size():
+            loop.call_later(DRAIN_S, self._become_bulk, near)
+            return
+        ends = [each.get_extra_info("socket").fileno() for each in (self.transport, near.transport)]
+        self._bulk = Bulk.begin(loop, ends[0], ends[1], lambda ended, cut: self._moved(near, ended, cut))
+        if self._bulk is None:
+            self._waits = False
+            self.transport.resume_reading()
+            return
+        near.meter.bulks = {self._bulk, *(near.meter.bulks or ())}
+
+    def _moved(self, near: "Near", ended: Bulk, cut: OSError | None) -> None:
+        """The thread has ended; what comes now comes here again."""
+        meter = near.meter
+        meter.bulks = (meter.bulks or set()) - {ended}
+        meter.bytes_out += ended.moved
+        meter.active_at = self._since = self.clock()
+        self._bulk, self._waits = None, False
+        if cut is None:
+            self.transport.resume_reading()
+        else:
+            self._cut = cut
+            self.transport.abort()
 
     def eof_received(self) -> bool:
         self.ended = True
         goes_on = self.near is not None and self.near.finish()
         # Over TLS there is no half of a connection: it closes, and asyncio complains about whoever wants it to go on.
         return goes_on and self.transport.can_write_eof()
+
+    def go_on(self) -> None:
+        """The connection takes more now."""
+        if not self._waits:
+            self.transport.resume_reading()
 
     def finish(self) -> bool:
         """The connection will send no more: pass it on. True while the other direction may go on."""
@@ -163,9 +221,16 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.ended = True
+        if self._bulk is not None:
+            self._bulk.end()
         if self.near is not None:
-            _end(self.near.transport, error)
-        self._lost(self, error)
+            _end(self.near.transport, error or self._cut)
+        self._lost(self, error or self._cut)
+
+
+def _plain(transport: Transport) -> bool:
+    """Whether what goes through it is what is on its socket."""
+    return bool(transport.get_extra_info("socket")) and transport.get_extra_info("sslcontext") is None
 
 
 def _end(transport: Transport, error: Exception | None) -> None:

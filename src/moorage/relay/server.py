@@ -240,7 +240,7 @@ class Relay:
             connections=meter.connections,
             open=meter.open,
             bytes_in=meter.bytes_in,
-            bytes_out=meter.bytes_out,
+            bytes_out=meter.all_out,
             idle_s=idle_s,
             stock=path.stock,
             probes=path.probes,

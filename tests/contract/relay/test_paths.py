@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -332,3 +334,65 @@ async def test_a_crowded_stream_in_stock_is_replaced_before_it_is_used(place: Pl
         dialer.made.append(kept[0])  # the last one made is none of the stock's
         assert await get(route.address) == b"hello"
         assert all(writer.transport.is_closing() for writer in kept)
+
+
+def in_threads() -> bool:
+    """Whether a download is moved in a thread now."""
+    return any(thread.name == "bulk" for thread in threading.enumerate())
+
+
+@contextlib.asynccontextmanager
+async def begun(route: Route) -> AsyncIterator[aiohttp.ClientResponse]:
+    """A download without an end that goes on in a thread."""
+    async with aiohttp.ClientSession() as client, client.get(f"{route.address}/bytes/{1 << 40}") as answer:
+        async with asyncio.timeout(20):
+            while not in_threads():
+                assert await answer.content.readany()
+        yield answer
+
+
+async def rest(answer: aiohttp.ClientResponse) -> None:
+    """Read to the end."""
+    async with asyncio.timeout(20):
+        while await answer.content.readany():
+            pass
+
+
+async def idle() -> None:
+    async with asyncio.timeout(10):
+        while in_threads():  # noqa: ASYNC110 - threads tell when they are asked
+            await asyncio.sleep(0.02)
+
+
+async def test_a_download_that_nobody_wants_any_more_ends(place: Place, tunnels: InProcessRelay) -> None:
+    route = await opened(place, tunnels)
+    session = place.spec().id
+    async with begun(route) as answer:
+        before = (await tunnels.details())[session]
+        for _ in range(20):
+            assert await answer.content.readany()
+        assert (await tunnels.details())[session].bytes_out > before.bytes_out  # also while it is on its way
+        answer.close()
+        await idle()
+        assert await get(route.address) == b"hello"
+    async with asyncio.timeout(10):
+        while (await tunnels.details())[session].open:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.02)
+
+
+async def test_a_download_whose_job_dies_is_cut(place: Place, tunnels: InProcessRelay) -> None:
+    route = await opened(place, tunnels)
+    async with begun(route) as answer:
+        place.end()
+        with pytest.raises((aiohttp.ClientError, ConnectionError)):
+            await rest(answer)
+        await idle()
+
+
+async def test_closing_a_path_ends_its_download(place: Place, tunnels: InProcessRelay) -> None:
+    route = await opened(place, tunnels)
+    async with begun(route) as answer:
+        await tunnels.close(place.spec().id)
+        with pytest.raises((aiohttp.ClientError, ConnectionError)):
+            await rest(answer)
+        await idle()
