@@ -3,6 +3,7 @@
 import asyncio
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +165,41 @@ async def test_many_at_once(make: Make) -> None:
     await asyncio.gather(*(vault.issue(spec, attempt) for spec in specs for attempt in (1, 2, 1, 2)))
     gates = [(await vault.gate(spec.id, attempt)).reveal() for spec in specs for attempt in (1, 2)]
     assert len(set(gates)) == 20
+
+
+async def test_two_people_wait_for_the_disk_together(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd of starts would otherwise wait for it one after the other."""
+    vault, both, sync = make(), threading.Barrier(2, timeout=20), os.fsync
+
+    def slow(descriptor: int) -> None:
+        both.wait()
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    await asyncio.gather(*(vault.issue(a_spec(letter), 1) for letter in "ab"))
+
+
+async def test_it_is_closed_when_nothing_is_under_way_any_more(
+    make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, begun, free, sync = make(), threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        begun.set()
+        assert free.wait(20)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    keeping = asyncio.ensure_future(vault.keep(a_spec().key, env(TOKEN="t")))
+    await asyncio.to_thread(begun.wait, 20)
+    closing = asyncio.ensure_future(asyncio.to_thread(vault.close))
+    done, _ = await asyncio.wait([closing], timeout=0.1)
+    assert not done
+    with pytest.raises(Unreachable, match="closed"):
+        await vault.keep(a_spec("b").key, env(TOKEN="t"))
+    free.set()
+    await asyncio.gather(keeping, closing)
+    assert [path.name.partition("-")[0] for path in below(folder)] == ["kept"]
 
 
 # Tokens

@@ -18,10 +18,11 @@ import re
 import stat
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 from moorage.core.model import Owner, SessionId, SessionKey, SessionSpec, SystemName
 from moorage.core.secret import Secret
@@ -35,6 +36,9 @@ TokenSource = Callable[[Owner], Awaitable[Token]]
 
 FILE_LIMIT = 1_048_576
 """Bytes of one file; the secrets of a launch plan have far fewer."""
+
+LOCKS = 64
+"""Sessions, and keys, are dealt out to so many locks: those who share one wait for each other's disk."""
 
 
 class LocalVault:
@@ -51,18 +55,22 @@ class LocalVault:
 
     def __init__(self, directory: Path, sources: Mapping[SystemName, TokenSource] | None = None) -> None:
         self._sources: Mapping[SystemName, TokenSource] = {} if sources is None else sources
-        self._lock = threading.Lock()
+        self._open = threading.Condition()
+        self._under_way = 0
+        self._sessions = tuple(threading.Lock() for _ in range(LOCKS))
+        self._keys = tuple(threading.Lock() for _ in range(LOCKS))
         try:
             self._root = _open_root(directory)
         except OSError as error:
             raise Unreachable(f"the vault cannot be used: {error}") from error
 
     def close(self) -> None:
-        """Give back the directory. Again is harmless."""
-        with self._lock:
-            if self._root >= 0:
-                os.close(self._root)
-                self._root = -1
+        """Give back the directory once nothing is under way in it. Again is harmless."""
+        with self._open:
+            root, self._root = self._root, -1
+            self._open.wait_for(lambda: not self._under_way)
+        if root >= 0:
+            os.close(root)
 
     # Credentials
 
@@ -76,14 +84,15 @@ class LocalVault:
     async def issue(self, spec: SessionSpec, attempt: int) -> None:
         """See `Credentials.issue`. The secret is made once per attempt, the variables are copied once per session."""
         try:
-            await self._do(_issue, spec, attempt)
+            await self._do(_issue, spec, attempt, lock=self._lock_of(self._sessions, spec.id))
         except OSError as error:
             raise Unreachable(f"the secrets of session {spec.id} cannot be kept: {error}") from error
 
     async def revoke(self, session: SessionId) -> None:
         """See `Credentials.revoke`. What was kept for its key goes, too, unless it was replaced for a later start."""
         try:
-            await self._do(_revoke, session)
+            turn = self._lock_of(self._sessions, session)
+            await self._do(_revoke, session, lambda kept: self._lock_of(self._keys, kept), lock=turn)
         except OSError as error:
             raise Unreachable(f"the secrets of session {session} cannot be removed: {error}") from error
 
@@ -120,21 +129,41 @@ class LocalVault:
         variables = {name: value.reveal() for name, value in environment.items()}
         # The number tells this keeping from a later one with the same content.
         data = _json({"number": os.urandom(16).hex(), "environment": variables})
+        kept = _kept_name(key)
         try:
-            await self._do(_write, "", _kept_name(key), data)
+            await self._do(_write, "", kept, data, lock=self._lock_of(self._keys, kept))
         except OSError as error:
             raise Unreachable(f"secrets cannot be kept for {key.owner!a}: {error}") from error
 
-    async def _do(self, function: Callable[..., "_Result"], *args: Any) -> "_Result":
-        """In a thread, because the disk may be slow; one at a time, and to its end even if the caller is cancelled."""
+    async def _do(
+        self, function: Callable[..., "_Result"], *args: Any, lock: AbstractContextManager[Any] | None = None
+    ) -> "_Result":
+        """
+        In a thread, because the disk may be slow, and to its end even if the caller is cancelled.
 
-        def locked() -> "_Result":
-            with self._lock:
-                if self._root < 0:
+        Many starts at once wait for the disk together: each file is durable when this returns, and a hundred starts
+        one after the other would wait for a second. Reading needs no lock, because a file is replaced whole.
+        """
+
+        def done() -> "_Result":
+            with self._open:
+                root = self._root
+                if root < 0:
                     raise OSError("the vault is closed")
-                return function(self._root, *args)
+                self._under_way += 1
+            try:
+                with lock or nullcontext():
+                    return function(root, *args)
+            finally:
+                with self._open:
+                    self._under_way -= 1
+                    self._open.notify_all()
 
-        return await asyncio.to_thread(locked)
+        return await asyncio.to_thread(done)
+
+    def _lock_of(self, locks: tuple[threading.Lock, ...], name: str) -> threading.Lock:
+        """Always the same for a name. Who needs two takes that of the session first."""
+        return locks[crc32(name.encode("utf-8", "surrogatepass")) % LOCKS]
 
 
 _Result = TypeVar("_Result")
@@ -193,7 +222,7 @@ def _issue(root: int, spec: SessionSpec, attempt: int) -> None:
     _write(root, folder, gate, os.urandom(32).hex().encode("ascii"))
 
 
-def _revoke(root: int, session: SessionId) -> None:
+def _revoke(root: int, session: SessionId, lock_of: Callable[[str], AbstractContextManager[Any]]) -> None:
     """The secrets first, the directory last: whatever interrupts this, it can be done again."""
     folder = _folder(session)
     try:
@@ -204,8 +233,10 @@ def _revoke(root: int, session: SessionId) -> None:
         with suppress(FileNotFoundError):
             lab = _parsed(_read(root, folder, "lab"))
             kept = str(lab.get("from"))
-            if _KEPT.fullmatch(kept) and _parsed(_read(root, "", kept)).get("number") == lab.get("number"):
-                os.unlink(kept, dir_fd=root)
+            if _KEPT.fullmatch(kept):
+                with lock_of(kept):  # between the look and the removal nobody may replace it
+                    if _parsed(_read(root, "", kept)).get("number") == lab.get("number"):
+                        os.unlink(kept, dir_fd=root)
         for name in os.listdir(handle):
             os.unlink(name, dir_fd=handle)
         os.fsync(handle)
