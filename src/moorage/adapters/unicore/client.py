@@ -106,7 +106,8 @@ class Client:
         self._logins: dict[str, _Login] = {}
         self._places = asyncio.Semaphore(config.connections)
         self._phases = httpx.Timeout(timeouts.submit_s, connect=timeouts.connect_s)
-        inner = AiohttpTransport(client=lambda: _connections(context, config.connections))
+        # Without `verify` it would read another list of authorities, only to throw it away.
+        inner = AiohttpTransport(verify=context, client=lambda: _connections(context, config.connections))
         self._http = _NoCookieClient(
             transport=_Whole(inner),
             trust_env=False,  # neither proxies nor .netrc of whoever runs the Hub
