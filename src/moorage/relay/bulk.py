@@ -34,19 +34,21 @@ _slots = threading.BoundedSemaphore(MOST)
 
 class Bulk:
     """
-    Moves bytes from one socket to another in a thread, until the source ends or is quiet, or `end`.
+    Moves bytes from one socket to another in a thread, until the source ends or is quiet, the sink takes nothing for a
+    while, or `end`.
 
     Both sockets stay somebody else's, who must neither read the one nor write the other meanwhile. An end is left for
     them to find.
 
     Attributes:
         moved: Bytes so far.
+        rest: Read and not written, at the end.
     """
 
     def __init__(
         self, loop: AbstractEventLoop, source: int, sink: int, back: Callable[["Bulk", OSError | None], None]
     ) -> None:
-        self.moved = 0
+        self.moved, self.rest = 0, b""
         self._loop, self._back, self._ended = loop, back, False
         self._source = _own(source)
         try:
@@ -54,7 +56,12 @@ class Bulk:
         except OSError:
             self._source.close()
             raise
-        threading.Thread(target=self._run, name="bulk", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="bulk", daemon=True).start()
+        except RuntimeError:
+            self._source.close()
+            self._sink.close()
+            raise
 
     @classmethod
     def begin(
@@ -105,17 +112,23 @@ class Bulk:
                 continue
             if not size:
                 return
-            self._send(sink, piece[:size])
-            self.moved += size
+            left = self._sent(sink, piece[:size])
+            self.moved += size - len(left)
+            if left:
+                self.rest = bytes(left)
+                return
             if size < PIECE // 2:
                 time.sleep(GATHER_S)
 
-    def _send(self, sink: socket.socket, data: memoryview) -> None:
+    def _sent(self, sink: socket.socket, data: memoryview) -> memoryview:
+        """What could not be sent in time."""
         while data and not self._ended:
             try:
                 data = data[sink.send(data) :]
             except BlockingIOError:
-                _ready(sink, select.POLLOUT, QUIET_S)
+                if not _ready(sink, select.POLLOUT, QUIET_S):
+                    break
+        return data
 
 
 def _own(descriptor: int) -> socket.socket:

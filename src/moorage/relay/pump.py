@@ -10,9 +10,6 @@ from attrs import define
 from . import bulk
 from .bulk import Bulk
 
-DRAIN_S = 0.001
-"""How often a connection is asked whether it has taken what it was given."""
-
 
 @define(eq=False)
 class Meter:
@@ -46,6 +43,7 @@ class Near(asyncio.Protocol):
         self.gone = self.ended = False
         self.stream: Stream | None = None
         self.patience: asyncio.TimerHandle | None = None
+        self.congested = False
         self._accepted, self._left = accepted, left
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,10 +91,12 @@ class Near(asyncio.Protocol):
         return not self.ended
 
     def pause_writing(self) -> None:
+        self.congested = True
         if self.stream is not None:
             self.stream.transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self.congested = False
         if self.stream is not None:
             self.stream.go_on()
 
@@ -128,6 +128,7 @@ class Stream(asyncio.Protocol):
         self._recent, self._since = 0, 0.0
         self._waits = False
         """For its turn in a thread, or for the end of that: nobody reads it here."""
+        self._drains: Near | None = None
         self._bulk: Bulk | None = None
         self._cut: OSError | None = None
 
@@ -169,10 +170,11 @@ class Stream(asyncio.Protocol):
         """Go on in a thread, once the connection has taken what it was given."""
         if self.transport.is_closing() or near.transport.is_closing():
             return
-        loop = asyncio.get_running_loop()
         if near.transport.get_write_buffer_size():
-            loop.call_later(DRAIN_S, self._become_bulk, near)
+            near.transport.set_write_buffer_limits(high=0)  # then we hear of it when nothing is left
+            self._drains = near
             return
+        loop = asyncio.get_running_loop()
         ends = [each.get_extra_info("socket").fileno() for each in (self.transport, near.transport)]
         self._bulk = Bulk.begin(loop, ends[0], ends[1], lambda ended, cut: self._moved(near, ended, cut))
         if self._bulk is None:
@@ -188,11 +190,15 @@ class Stream(asyncio.Protocol):
         meter.bytes_out += ended.moved
         meter.active_at = self._since = self.clock()
         self._bulk, self._waits = None, False
-        if cut is None:
-            self.transport.resume_reading()
-        else:
+        if cut is not None:
             self._cut = cut
             self.transport.abort()
+            return
+        if ended.rest and not near.transport.is_closing():
+            meter.bytes_out += len(ended.rest)
+            near.transport.write(ended.rest)
+        if not near.congested:
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         self.ended = True
@@ -202,7 +208,11 @@ class Stream(asyncio.Protocol):
 
     def go_on(self) -> None:
         """The connection takes more now."""
-        if not self._waits:
+        near, self._drains = self._drains, None
+        if near is not None:
+            near.transport.set_write_buffer_limits()
+            self._become_bulk(near)
+        elif not self._waits:
             self.transport.resume_reading()
 
     def finish(self) -> bool:

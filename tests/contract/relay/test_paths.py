@@ -396,3 +396,21 @@ async def test_closing_a_path_ends_its_download(place: Place, tunnels: InProcess
         with pytest.raises((aiohttp.ClientError, ConnectionError)):
             await rest(answer)
         await idle()
+
+
+async def test_a_reader_that_stalls_in_a_download_keeps_no_thread_and_loses_no_byte(
+    place: Place, tunnels: InProcessRelay
+) -> None:
+    route = await opened(place, tunnels)
+    size = 256 * MIB
+    async with aiohttp.ClientSession() as client, client.get(f"{route.address}/bytes/{size}") as answer:
+        received, count = hashlib.sha256(), 0
+        stalls = 2
+        while piece := await answer.content.readany():
+            received.update(piece)
+            count += len(piece)
+            if stalls and in_threads():
+                stalls -= 1
+                await idle()
+    assert (stalls, count) == (0, size)
+    assert received.hexdigest() == hashlib.sha256(bytes(range(256)) * (size // 256)).hexdigest()

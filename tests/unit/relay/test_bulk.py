@@ -109,7 +109,10 @@ async def test_a_job_that_is_cut_is_told(made: contextlib.ExitStack) -> None:
     assert isinstance(cut, ConnectionResetError)
 
 
-async def test_one_whose_reader_stalls_can_be_ended(made: contextlib.ExitStack) -> None:
+async def test_one_whose_reader_stalls_can_be_ended(
+    made: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "QUIET_S", 10.0)
     way, loop = line(made), asyncio.get_running_loop()
     running = way.begin()
     assert running is not None
@@ -120,6 +123,28 @@ async def test_one_whose_reader_stalls_can_be_ended(made: contextlib.ExitStack) 
     running.end()
     await way.outcome()
     assert way.client.fileno() >= 0
+
+
+async def test_what_a_stalled_reader_does_not_take_goes_back(
+    made: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that he keeps no thread; the owner of his connection waits for him."""
+    monkeypatch.setattr(bulk, "QUIET_S", 0.02)
+    way, loop = line(made), asyncio.get_running_loop()
+    sent = os.urandom(4 << 20)
+    running = way.begin()
+    assert running is not None
+    writing = asyncio.create_task(loop.sock_sendall(way.job, sent))
+    moved, cut = await way.outcome()
+    assert (cut, running.rest != b"") == (None, True)
+    heard = bytearray()
+    while len(heard) < moved:
+        heard += way.client.recv(1 << 20)
+    rest = bytearray(running.rest)
+    while len(rest) < len(sent) - moved:
+        rest += await loop.sock_recv(way.source, 1 << 20)
+    await writing
+    assert heard + rest == sent
 
 
 async def test_there_are_a_few_at_a_time(made: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
