@@ -20,6 +20,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -417,9 +418,15 @@ def pss_kib(pids: Sequence[int]) -> int:
     return total
 
 
+PORTS = iter(random.sample(range(10_000, 18_000), 8_000))
+"""Below the relay's, and below those of outgoing connections, which could take a port before its listener does."""
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no port is free")
 
 
 def port_of(address: str) -> int:
