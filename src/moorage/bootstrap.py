@@ -185,7 +185,9 @@ class ConfiguredPlans:
         # A secret variable wins over one of the configuration: the Hub knows better which server this is.
         plain = tuple(pair for pair in plan.environment if pair[0] not in environment)
         try:
-            return render(evolve(plan, environment=plain), LaunchSecrets(gate, tuple(environment.items())))
+            if plain != plan.environment:  # a plan checks itself each time that it is made
+                plan = evolve(plan, environment=plain)
+            return render(plan, LaunchSecrets(gate, tuple(environment.items())))
         except PlanError as error:
             raise Refused(f"session {spec.id}: {_one_line(error)}") from error
 
