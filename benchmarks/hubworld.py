@@ -35,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 TOKEN = "t" * 32
 START_S = 60.0
 API_PORT_TRIES = 20
+AT_REST = 0.05
+"""Processor time within a second of a Hub that has nothing to do, at most."""
 
 
 # Processes -------------------------------------------------------------------------------------------------------
@@ -210,11 +212,15 @@ class Hub:
             await self.api("POST", "users", json={"usernames": list(users[first : first + 100])})
 
     async def stop_all(self, users: Sequence[str]) -> None:
-        """Every server, until none is left."""
+        """Every server, until none is left and the Hub is at rest: cleaning up is no part of what comes next."""
         await asyncio.gather(*(self.api("DELETE", f"users/{user}/server") for user in users))
         async with asyncio.timeout(120):
             while await self.servers("active"):
                 await asyncio.sleep(0.2)
+            used = -1.0
+            while cpu_s(self.pid) - used > AT_REST:
+                used = cpu_s(self.pid)
+                await asyncio.sleep(1)
 
     async def servers(self, state: str) -> int:
         """How many servers are in that state ("ready", "active")."""
