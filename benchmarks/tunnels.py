@@ -518,6 +518,7 @@ def say(text: str) -> None:
 async def set_up(bench: Bench, tunnels: RelayTunnels, count: int, gates: list[int], lab: int) -> dict[str, float]:
     """From ask to first byte, `count` sessions, a few at a time."""
     await ours(tunnels, len(gates) - 1, gates)  # the master's login, once; JSC's is up before, too
+    await asyncio.sleep(1)
 
     async def one(number: int) -> None:
         await ours(tunnels, number, gates)
@@ -529,6 +530,7 @@ async def set_up(bench: Bench, tunnels: RelayTunnels, count: int, gates: list[in
     bench.processes.append(subprocess.Popen(bench.ssh("-N", "-M", "-S", master, "-o", "ControlPersist=no")))  # noqa: ASYNC220
     while not master.exists():  # noqa: ASYNC110 - a file cannot be waited for
         await asyncio.sleep(0.01)
+    await asyncio.sleep(1)
 
     async def jsc(_number: int) -> None:
         listen = free_port()
