@@ -53,7 +53,7 @@ BULK_PIPES = 32  # directions at once that may be; each holds a pipe of BULK_BYT
 CHECK_S = 4.0  # one HTTP check of the lab; below the five seconds that a probe has in all
 CHECK_FRESH_S = 1.0  # many probes at once are one check
 CHECK_FAILED_S = 0.1  # a lab that comes up is not called silent for longer than that
-COMES_UP_S = 1.0  # a check waits so long for a lab that does not listen yet: who asks hears of it at once
+COMES_UP_S = 1.0  # so long after its start a check waits for a lab that does not listen yet, and tells of it at once
 LOOK_S = (0.01, 0.05)  # between two looks whether it listens: first, and at most
 FAREWELL_S = 1.0  # to read the answer before the socket closes
 LINGER_S = 30.0  # a closed connection may flush for so long
@@ -937,6 +937,7 @@ class Lab:
         self.checking: Optional[asyncio.Future[int]] = None
         self.http = 0
         self._checked_at = float("-inf")
+        self._began = 0.0
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._directory = ""
         self._socket = ""
@@ -964,6 +965,7 @@ class Lab:
         )
         self._secrets = {}
         self._process = process
+        self._began = time.monotonic()
         self.state = "starting"
         self.launcher.report.step("lab-started")
         assert process.stdout is not None
@@ -1031,7 +1033,8 @@ class Lab:
         """
         The HTTP status with which the lab answers now, 0 for none; one check at a time serves all who ask.
 
-        A lab that is starting is waited for a little, so that whoever asks again and again learns of it at once.
+        One that has just been started is waited for, so that who asks again and again learns of it at once; not longer
+        than a second in all, because at the other end each of these questions takes a place that others wait for.
         """
         fresh_s = CHECK_FRESH_S if self.http else CHECK_FAILED_S
         if self.state not in ("starting", "serving") or time.monotonic() - self._checked_at < fresh_s:
@@ -1053,8 +1056,8 @@ class Lab:
         return self.http
 
     async def _ask(self) -> int:
-        patience_s = COMES_UP_S if self.state == "starting" else 0.0
-        reader, writer = await self.connect(time.monotonic() + patience_s)
+        now = time.monotonic()
+        reader, writer = await self.connect(max(now, self._began + COMES_UP_S) if self.state == "starting" else now)
         try:
             target = self.plan["lab"]["probe_path"]
             writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("ascii"))
