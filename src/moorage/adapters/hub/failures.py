@@ -2,8 +2,10 @@
 
 import html
 import re
-from typing import assert_never
+from collections.abc import MutableMapping
+from typing import Any, assert_never
 
+import jupyterhub
 from tornado import web
 
 from moorage.core.model import Cause, Ended, Evidence
@@ -48,6 +50,16 @@ class StartFailed(web.HTTPError):
 
     def __str__(self) -> str:
         return self.jupyterhub_message
+
+
+def take_off_count(settings: MutableMapping[str, Any]) -> None:
+    """
+    A start is about to fail, and not by the Hub's fault: it does not count towards `consecutive_failure_limit`.
+
+    JupyterHub 5 counts every start that fails, so one is taken off before it adds one; 6 looks at the status.
+    """
+    if jupyterhub.version_info[0] < 6:
+        settings["failure_count"] = settings.get("failure_count", 0) - 1
 
 
 def start_failed(texts: Texts, ended: Ended) -> StartFailed:

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.handlers.pages import HomeHandler, SpawnHandler, SpawnPendingHandler
-from jupyterhub.scopes import needs_scope
+from jupyterhub.scopes import needs_scope, scope_definitions
 from markupsafe import Markup
 from tornado import web
 from tornado.iostream import StreamClosedError
@@ -34,6 +34,8 @@ from .service import Service, registry
 from .spawner import MoorageSpawner
 from .texts import LANGUAGES, Texts, choose
 
+MAY_START = "start:servers" if "start:servers" in scope_definitions else "servers"
+"""JupyterHub 5 has one scope for starting and stopping."""
 EVENT_PAUSE_S = 0.25
 """Between two messages to one page: a burst of changes is one message."""
 EVENT_IDLE_S = 3.0
@@ -329,7 +331,7 @@ class Events(Stream):
 class LoadOfSystems(Ours, APIHandler):
     """How full the systems are that a person may choose, as far as they tell; asked in that person's name."""
 
-    @needs_scope("start:servers")
+    @needs_scope(MAY_START)
     async def get(self, user_name: str) -> None:
         user = self.find_user(user_name)
         if user is None:
@@ -347,7 +349,7 @@ class Presets(Ours, APIHandler):
     async def get(self, user_name: str) -> None:
         self.finish({"presets": await asyncio.to_thread(self.people().presets, user_name)})
 
-    @needs_scope("start:servers")
+    @needs_scope(MAY_START)
     async def post(self, user_name: str) -> None:
         body = self.get_json_body()
         if not isinstance(body, dict):
@@ -358,7 +360,7 @@ class Presets(Ours, APIHandler):
             raise web.HTTPError(400, f"expected {error}") from error
         await self.get(user_name)
 
-    @needs_scope("start:servers")
+    @needs_scope(MAY_START)
     async def delete(self, user_name: str) -> None:
         await asyncio.to_thread(self.people().delete_preset, user_name, self.get_argument("name"))
         await self.get(user_name)

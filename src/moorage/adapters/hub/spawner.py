@@ -36,7 +36,7 @@ from moorage.core.secret import Secret
 from moorage.ports.errors import PortError, StoreError
 from moorage.ports.sessions import StartRequest, View
 
-from .failures import StartFailed, is_bad, start_failed
+from .failures import StartFailed, is_bad, start_failed, take_off_count
 from .people import People
 from .service import Service, registry
 from .texts import Texts, choose
@@ -124,6 +124,13 @@ class MoorageSpawner(Spawner):
             StartFailed: The session ended, or its options are not allowed, or the Hub's patience is at its end; the
                 message is for the user.
         """
+        try:
+            return await self._address_once_ready()
+        except StartFailed:
+            take_off_count(self.user.settings)
+            raise
+
+    async def _address_once_ready(self) -> str:
         texts, began = self.texts(), time.monotonic()
         self._let_go, self.will_resume = False, False
         if self._patience_s is not None:

@@ -301,8 +301,6 @@ class Hub:
 
 async def stop_hub(hub: Hub, harsh: bool = False) -> None:
     """End the Hub: as on SIGTERM, or `harsh` as if it were killed, with no word to the database."""
-    from jupyterhub.httpclient import JupyterHubHTTPClient
-
     from moorage.adapters.hub.embedding import _tasks
 
     if hub.client.closed:
@@ -321,8 +319,18 @@ async def stop_hub(hub: Hub, harsh: bool = False) -> None:
                 spawner._spawn_future.cancel()
     if not harsh:
         await hub.app.cleanup()
-    elif JupyterHubHTTPClient.initialized():
-        await JupyterHubHTTPClient.instance().close()
+    else:
+        await _close_client_of_hub()
     hub.app.http_server.stop()
     await hub.app.http_server.close_all_connections()
     hub.app.db.close()
+
+
+async def _close_client_of_hub() -> None:
+    """JupyterHub 6 has a client of its own; version 5 has that of tornado, which closes with its loop."""
+    try:
+        from jupyterhub.httpclient import JupyterHubHTTPClient
+    except ImportError:
+        return
+    if JupyterHubHTTPClient.initialized():
+        await JupyterHubHTTPClient.instance().close()
