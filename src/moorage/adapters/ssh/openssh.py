@@ -199,12 +199,13 @@ class OpensshDialer:
         if place not in self._bulk:
             self._bulk = {each: at for each, at in self._bulk.items() if now - at < BULK_KEPT_S}
         self._bulk[place] = now
-        alive = [each for each in self._masters if each.alive]
-        places = {each for other in alive for each in other.places}
-        if len(places) < 2 or now - self._spare_at < SPARE_PAUSE_S:
+        alive, most = [each for each in self._masters if each.alive], self._config.forwards
+        if now - self._spare_at < SPARE_PAUSE_S or any(
+            not each.crowded(now) and len(each.places) < most for each in alive
+        ):
             return
-        quiet = any(not each.crowded(now) and len(each.places) < self._config.forwards for each in alive)
-        if not quiet and len(alive) < -(-len(places) // self._config.forwards) + SPARE:
+        places = {each for other in alive for each in other.places}
+        if len(places) > 1 and len(alive) < -(-len(places) // most) + SPARE:
             self._spare_at = now
             self._log_in_further(True)
 
