@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jupyterhub
 import pytest
 from demoworld import Demo, Visit, accessible, shot  # type: ignore[import-not-found]
 
@@ -33,7 +34,9 @@ def wait_for_state(page: Any, server: str, state: str, seconds: float = 60) -> N
 
 
 def start_by_api(demo: Demo, user: str, server: str, **options: Any) -> None:
-    demo.hub_api("POST", f"users/{user}/servers/{server}", {"user_options": options, "display_name": server})
+    # JupyterHub 5 takes the options alone.
+    body = {"user_options": options, "display_name": server} if jupyterhub.version_info[0] > 5 else options
+    demo.hub_api("POST", f"users/{user}/servers/{server}", body)
 
 
 def wait_for_server(demo: Demo, user: str, server: str, seconds: float = 90) -> None:

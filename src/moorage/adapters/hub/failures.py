@@ -2,10 +2,10 @@
 
 import html
 import re
-from collections.abc import MutableMapping
-from typing import Any, assert_never
+from typing import assert_never
 
 import jupyterhub
+from jupyterhub.app import JupyterHub
 from tornado import web
 
 from moorage.core.model import Cause, Ended, Evidence
@@ -52,13 +52,14 @@ class StartFailed(web.HTTPError):
         return self.jupyterhub_message
 
 
-def take_off_count(settings: MutableMapping[str, Any]) -> None:
+def take_off_count() -> None:
     """
     A start is about to fail, and not by the Hub's fault: it does not count towards `consecutive_failure_limit`.
 
     JupyterHub 5 counts every start that fails, so one is taken off before it adds one; 6 looks at the status.
     """
-    if jupyterhub.version_info[0] < 6:
+    if jupyterhub.version_info[0] < 6 and JupyterHub.initialized():
+        settings = JupyterHub.instance().tornado_application.settings
         settings["failure_count"] = settings.get("failure_count", 0) - 1
 
 

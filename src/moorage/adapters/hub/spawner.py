@@ -127,7 +127,7 @@ class MoorageSpawner(Spawner):
         try:
             return await self._address_once_ready()
         except StartFailed:
-            take_off_count(self.user.settings)
+            take_off_count()
             raise
 
     async def _address_once_ready(self) -> str:
