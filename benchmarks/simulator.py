@@ -64,7 +64,7 @@ def best(scenario: Scenario, runs: int) -> Result:
 
 
 def main() -> None:
-    day, few = best(busy_day(), 3), best(twenty(), 3)
+    day, few = best(busy_day(), 5), best(twenty(), 5)
     sessions = day.ready / day.cpu_s
     times = few.virtual_s / few.real_s
     ratio = heap_s(day.callbacks) / day.cpu_s

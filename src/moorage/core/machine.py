@@ -199,11 +199,8 @@ def watches(session: Session, now: Instant) -> tuple[Watch, ...]:
             found = (Watch(state.job.id, _ms(timeouts.confirm_s), urgent=True),)
         case Queued():
             found = (Watch(state.job.id, _aging(state.since, timeouts.status_queued_s, timeouts.status_first_s, now)),)
-        case Starting():
-            # The launcher is looked for directly; this is for jobs that fail before it is there.
-            first_s = 4 * timeouts.status_first_s
-            found = (Watch(state.job.id, _aging(state.since, timeouts.status_starting_s, first_s, now)),)
-        case Connecting():
+        case Starting() | Connecting():
+            # What these wait for, the launcher and the lab, is looked for directly; this is for the end of the job.
             found = (Watch(state.job.id, _ms(timeouts.status_starting_s)),)
         case Ready():
             found = (Watch(state.job.id, _ms(timeouts.status_ready_s)),)
