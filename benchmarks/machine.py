@@ -24,6 +24,7 @@ from moorage.core.model import Instant, Session
 
 LIVES = 400
 LEAST_S = 2.0
+ROUNDS = 3
 REACH = 100_000
 
 
@@ -54,8 +55,9 @@ def per_cpu_second(work: list[tuple[Session, Event, Instant]], *, bare: bool) ->
 def main() -> None:
     work = recorded()
     changed = sum(step(session, event, now).session is not session for session, event, now in work)
-    evolves = per_cpu_second(work, bare=True)
-    steps = per_cpu_second(work, bare=False)
+    # In turn, and the best of some rounds: what a busy machine takes away is nobody's speed.
+    rounds = [(per_cpu_second(work, bare=True), per_cpu_second(work, bare=False)) for _ in range(ROUNDS)]
+    evolves, steps = (max(each) for each in zip(*rounds, strict=True))
     print(f"{len(work)} different steps of {LIVES} lives; {changed / len(work):.0%} change something")
     print(f"{'':24}{'per CPU-second':>16}")
     print(f"{'machine steps':24}{steps:16,.0f}   reach: {REACH:,}  {'ok' if steps >= REACH else 'MISSED'}")
