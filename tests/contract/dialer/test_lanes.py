@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +17,6 @@ from moorage.core.model import Endpoint
 from moorage.ports.dialer import Lanes
 
 MUCH = 16 << 20
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[sshd.Sshd]:
-    try:
-        with sshd.server() as made:
-            yield made
-    except sshd.NotInstalled as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +27,6 @@ from moorage.core.model import Endpoint
 from moorage.ports.errors import PortError
 
 KEY = "ssh-ed25519 " + "A" * 68
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[sshd.Sshd]:
-    try:
-        with sshd.server() as made:
-            yield made
-    except sshd.NotInstalled as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

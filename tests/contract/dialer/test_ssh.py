@@ -6,7 +6,6 @@ import os
 import subprocess
 import time
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ from moorage.ports.errors import Overloaded, PortError, Refused, Unauthorised, U
 
 MIB = 1 << 20
 SSH = ("openssh", "paramiko")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[sshd.Sshd]:
-    try:
-        with sshd.server() as made:
-            yield made
-    except sshd.NotInstalled as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(params=KINDS)

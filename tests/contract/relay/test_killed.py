@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
@@ -24,15 +24,6 @@ from moorage.core.model import JobId, Route
 from moorage.relay.client import InProcessRelay
 
 JOB = JobId("4711")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[sshd.Sshd]:
-    try:
-        with sshd.server() as made:
-            yield made
-    except sshd.NotInstalled as error:
-        pytest.skip(str(error))
 
 
 @frozen
