@@ -175,7 +175,8 @@ class Runner:
 
     async def stop(self, session: SessionId, by: str = "user") -> None:
         """See `Sessions.stop`."""
-        if await self._find(session) is None:
+        live = self.live.get(session)
+        if (live is None or live.created is None) and await self._find(session) is None:
             raise KeyError(session)
         saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.post(session, StopAsked(by), saved)
@@ -335,7 +336,7 @@ class Runner:
             if older is not None:
                 live.mailbox.remove(older)
         live.mailbox.append((event, saved))
-        if live.worker is None:
+        if live.worker is None and live.created is None:
             live.worker = self.spawn(self._work(live))
 
     async def _work(self, live: Live) -> None:
@@ -522,12 +523,15 @@ class Runner:
             live.version = await self._create_once(decision.session, now)
         except BaseException as error:
             self._forget(live)
-            _fail(created, error)
+            for waiting in (created, *(saved for _, saved in live.mailbox)):
+                _fail(waiting, error)
             if isinstance(error, StoreFailed):
                 return
             raise
         live.created = None
         created.set_result(None)
+        if live.mailbox:  # a stop that was asked for meanwhile comes before the admission
+            live.worker = self.spawn(self._work(live))
         # Before anything that takes time: a stop may come at once and end the session.
         self.waiting.add(live.id)
         self._admission_due.ring()

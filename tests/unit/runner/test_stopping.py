@@ -298,4 +298,20 @@ async def test_a_session_that_is_being_created_is_known_once_it_is_saved() -> No
         await stop
         assert await start == session
         await wait_for(runner, session, Ended)
-        assert world.site.living == []
+        assert world.site.count("submit") == 0
+        assert [type(entry.event) for entry in world.store.logs[session]] == [type(None), StopAsked]
+
+
+@in_virtual_time
+async def test_a_stop_of_a_session_that_cannot_be_created_is_told() -> None:
+    world = World()
+    world.store.latency_s = 1
+    world.store.scripts["save"] = FULL_DISK
+    async with world.runner() as runner:
+        start = asyncio.ensure_future(runner.start(request()))
+        await asyncio.sleep(0.5)
+        session = next(iter(runner.live))
+        stop = asyncio.ensure_future(runner.stop(session))
+        outcomes = await asyncio.wait_for(asyncio.gather(start, stop, return_exceptions=True), 5)
+        assert [type(each) for each in outcomes] == [StoreFailed] * 2
+        assert runner.live == {}
