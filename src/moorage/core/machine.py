@@ -97,7 +97,7 @@ from .model import (
     WithJob,
     tag_of,
 )
-from .plan import GATE_SOCKET_NAME
+from .plan import EXIT_WALLTIME, GATE_SOCKET_NAME
 from .progress import progress_of
 from .timeouts import Timeouts
 
@@ -315,7 +315,7 @@ def _not_located(turn: "_Turn", state: Locating, asked_at: Instant) -> None:
 def _queued(turn: "_Turn", state: Queued, event: Event) -> None:
     match event:
         case Observed(job, _, Alive(phase=Phase.RUNNING) as alive) if job == state.job.id:
-            turn.go(Starting(_as_seen(state.job, alive), turn.now, turn.patient_due()))
+            turn.go(Starting(_as_seen(turn, state.job, alive), turn.now, turn.patient_due()))
             turn.ask_about(ReadEndpoint, state.job.id, patient=True)
         case Observed(job, _, Alive() as alive) if job == state.job.id:
             _seen_alive(turn, state, alive)
@@ -547,15 +547,21 @@ def _confirm(turn: "_Turn", first: Suspicion | None, proof: Gone, asked_at: Inst
 
 def _seen_alive(turn: "_Turn", state: WithJob, alive: Alive) -> None:
     """A sign of life: it clears a suspicion. Most readings say nothing new, and then nothing is made anew."""
-    job = _as_seen(state.job, alive)
+    job = _as_seen(turn, state.job, alive)
     if state.suspicion is not None or job != state.job:
         turn.set(evolve(state, job=job, suspicion=None))
 
 
-def _as_seen(job: Job, alive: Alive) -> Job:
-    """The job with what the scheduler says now; what it does not say stays as it was."""
+def _as_seen(turn: "_Turn", job: Job, alive: Alive) -> Job:
+    """
+    The job with what the scheduler says now; what it does not say stays as it was.
+
+    Not every system says when a job will end, and on a login node nobody ends it but the launcher, at the walltime.
+    """
     node = job.node if alive.node is None else alive.node
     ends_at = job.ends_at if alive.ends_at is None else alive.ends_at
+    if ends_at is None and alive.phase is Phase.RUNNING and turn.spec.walltime_s:
+        ends_at = turn.in_s(turn.spec.walltime_s)
     return Job(job.id, node, ends_at, alive.note[:NOTE_LIMIT])
 
 
@@ -581,7 +587,8 @@ def _moved(turn: "_Turn", state: Connecting | Degraded) -> None:
     """The launcher listens elsewhere: the job was requeued and nobody saw it wait."""
     _leave_path(turn, state)
     turn.run += 1
-    turn.go(Starting(state.job, turn.now, turn.in_s(turn.spec.timeouts.status_first_s)))
+    job = evolve(state.job, ends_at=None)  # its time began anew
+    turn.go(Starting(job, turn.now, turn.in_s(turn.spec.timeouts.status_first_s)))
 
 
 def may_dial(spec: SessionSpec, job: Job, endpoint: Endpoint) -> bool:
@@ -654,7 +661,13 @@ def _ended_by_itself(turn: "_Turn", state: WithJob, proof: Gone) -> None:
     _leave_path(turn, state)
     turn.leave(Left.LOG, turn.attempt, state.job.id)
     turn.leave(Left.FILES, turn.attempt, state.job.id)
-    _enter_stopping(turn, CAUSES[proof.reason], Evidence(proof.note[:NOTE_LIMIT], proof.exit_code))
+    _enter_stopping(turn, _cause(proof), Evidence(proof.note[:NOTE_LIMIT], proof.exit_code))
+
+
+def _cause(proof: Gone) -> Cause:
+    if proof.reason is EndReason.FAILED and proof.exit_code == EXIT_WALLTIME:
+        return Cause.WALLTIME  # the launcher's own; whoever ran it knows of no walltime
+    return CAUSES[proof.reason]
 
 
 CAUSES = {

@@ -28,6 +28,9 @@ LOG_NAME = "lab.log"
 GATE_SOCKET_NAME = "private/gate.sock"
 """Where a gate of the kind unix listens, in the job directory; the only socket that a tunnel leads to."""
 
+EXIT_WALLTIME = 124
+"""The launcher's exit code when nobody else ended the job at its walltime; what `timeout` of coreutils says, too."""
+
 PLAN_LIMIT = 1 << 20
 """Bytes of plan.json; far below what sites accept as inline data and what one process accepts as its arguments."""
 SECRETS_LIMIT = 1 << 18

@@ -78,6 +78,10 @@ EXIT_SECRET = 65
 EXIT_GATE = 66
 EXIT_BUG = 70
 EXIT_UNADMITTED = 75
+EXIT_WALLTIME = 124
+
+# Whoever gave the job its walltime ends it then and knows best why. On a login node nobody does.
+WALLTIME_GRACE_S = 60
 
 # Only the operator's words reach a shell as text: module names as arguments, set-up commands by eval. The start
 # command and everything of the user's are arguments of exec. They are copied first, so that a set-up command
@@ -379,6 +383,8 @@ class Launcher:
         self.lab = Lab(self, secrets.environment)
         self.began = time.monotonic()
         self.ends_at = walltime_end(plan["walltime_s"])
+        # By a clock that nobody sets.
+        self.overdue_at = self.ends_at and time.monotonic() + self.ends_at - time.time() + WALLTIME_GRACE_S
         self.finished: asyncio.Future[None] = loop.create_future()
         self.stopping = False
         self.exit_code = 0
@@ -451,6 +457,8 @@ class Launcher:
             self.lab.reap()
             if self.lab.state == "waiting" and now - self.began > self.limits["admission_s"]:
                 self.stop("nobody admitted this job", EXIT_UNADMITTED)
+            if self.overdue_at is not None and now > self.overdue_at and not self.stopping:
+                self.stop("the walltime is over", EXIT_WALLTIME)
             if self.lab.state == "starting" and not self.lab.checking:
                 self.spawn(self.lab.check())
             for stream in list(self.streams):
@@ -473,7 +481,7 @@ class Launcher:
         self.stop(f"signal {signal.Signals(number).name}", 128 + number)
 
     def stop(self, reason: str, code: int) -> None:
-        """End the job: the lab's exit code wins over `code`. Asked again, the lab is killed at once."""
+        """End the job: the lab's exit code wins over that of a stop. Asked again, the lab is killed at once."""
         if self.stopping:
             self.lab.kill_now()
             return
@@ -486,7 +494,7 @@ class Launcher:
     async def bring_down(self) -> None:
         """TERM to the lab's process group, then KILL; then whatever it left behind, the same way."""
         await self.lab.end()
-        if self.lab.exit_code is not None:
+        if self.lab.exit_code is not None and self.exit_code != EXIT_WALLTIME:
             self.exit_code = self.lab.exit_code
         self.lab.state = "ended"
         self.report.step("ended")

@@ -37,6 +37,7 @@ def a_spec(**changes: Any) -> SessionSpec:
         system=SystemName("juniper"),
         asked_at=START,
         seed=11,
+        walltime_s=0,
     )
     return evolve(spec, **changes)
 

@@ -39,6 +39,7 @@ from moorage.core.model import (
     Why,
     tag_of,
 )
+from moorage.core.plan import EXIT_WALLTIME
 from moorage.core.progress import progress_of
 from moorage.core.timeouts import Timeouts
 
@@ -463,6 +464,49 @@ def test_what_the_scheduler_no_longer_says_stays_known() -> None:
     assert life.state.job == Job(JOB, "n17", ends_at)
     life.seen(observation=Alive(Phase.RUNNING, "n18", at(life, 60)))
     assert life.state.job == Job(JOB, "n18", at(life, 59))
+
+
+def test_where_no_scheduler_says_when_the_job_ends_its_walltime_does() -> None:
+    """On a login node, say. What a scheduler says later is better."""
+    life = Life(walltime_s=600).queued()
+    life.seen(observation=Alive(Phase.RUNNING, "n17"), after_s=30)
+    assert life.state.job.ends_at == at(life, 600)
+    life.seen(observation=Alive(Phase.RUNNING, "n17"), after_s=100)
+    assert life.state.job.ends_at == at(life, 500)
+    better = at(life, 480)
+    life.seen(ends_at=better)
+    assert life.state.job.ends_at == better
+    said = Life(walltime_s=600).queued()
+    said.seen(ends_at=better)
+    assert said.state.job.ends_at == better
+
+
+def test_a_requeued_job_has_its_whole_time_again() -> None:
+    for seen_waiting in (True, False):
+        life = Life(walltime_s=600).connecting()
+        if seen_waiting:
+            life.seen(observation=Alive(Phase.PENDING), after_s=60)
+            assert life.state.job.ends_at is None
+        else:
+            life.take(events.EndpointRead(1, JOB, Endpoint("n17", 5000, nonce="second")), after_s=60)
+            assert (type(life.state), life.state.job.ends_at) == (Starting, None)
+        life.seen(observation=Alive(Phase.RUNNING, "n17"), after_s=60)
+        assert life.state.job.ends_at == at(life, 600)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "cause"),
+    [
+        (EndReason.FAILED, EXIT_WALLTIME, Cause.WALLTIME),
+        (EndReason.FAILED, 1, Cause.FAILED),
+        (EndReason.FINISHED, EXIT_WALLTIME, Cause.FINISHED),
+    ],
+)
+def test_a_launcher_that_ended_itself_at_its_walltime_did_not_fail(reason: EndReason, code: int, cause: Cause) -> None:
+    life = Life().starting()
+    for _ in range(2):
+        life.seen(observation=Gone(reason, code), after_s=10)
+    assert life.state == Stopping(cause, Evidence(exit_code=code), life.now)
 
 
 # What has to go -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from moorage.core.gate import LabState, Purpose, Unproven, Verdict, check_answer, request
-from moorage.core.plan import GatePort, Lab
+from moorage.core.plan import EXIT_WALLTIME, GatePort, Lab
 from moorage.core.secret import Secret
 from moorage.launcher import source
 
@@ -600,6 +600,13 @@ def test_walltime_left_comes_from_the_plan_or_from_slurm(make_job, python):
     slurm.environment["SLURM_JOB_END_TIME"] = str(int(time.time()) + 120)
     assert 110 <= slurm.start(walltime_s=3600).ask(Purpose.PROBE).left_s <= 120
     assert make_job(python).start().ask(Purpose.PROBE).left_s is None
+
+
+def test_a_job_that_nobody_ends_at_its_walltime_ends_itself_a_minute_later(job):
+    job.environment["SLURM_JOB_END_TIME"] = str(int(time.time()) - 57)
+    job.start(walltime_s=3600).serving()
+    assert job.wait(20) == EXIT_WALLTIME
+    assert job.status()["reason"] == "the walltime is over"
 
 
 def test_jupyterlab_finds_a_warning_with_the_time_of_the_end(make_job, python):
