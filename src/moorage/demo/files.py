@@ -217,7 +217,11 @@ def _services() -> dict[str, Any]:
             "default": True,
             "kernels": {"python": {"description": "Python 3", "ticked": True}},
             "extensions": {
-                "quiet": {"description": "No news, no announcements", "ticked": True, "args": ["--LabApp.news_url="]},
+                "quiet": {
+                    "description": "No announcements",
+                    "ticked": True,
+                    "args": ["--LabApp.news_url=None"],
+                },
             },
         },
         "jupyterlab-3": {
