@@ -301,7 +301,11 @@ class Observing:
             self.post(watched.session, Observed(job, asked_at, observation))
 
     async def _listen(self, observer: Observer, watch: Callable[[], AsyncIterator[JobId]]) -> None:
-        """Hints of the system. They may lie, so a job is asked about earlier, but not more often than it may be."""
+        """
+        Hints of the system. They may lie, so a job is asked about earlier, but not more often than it may be.
+
+        The first hint about a job that nobody has asked about yet needs no pause after a question.
+        """
         clock, pause_ms = self.ports.clock, int(observer.entry.timeouts.backoff_cap_s * 1000)
         least_ms = int(observer.entry.timeouts.status_first_s * 1000)
         while True:
@@ -309,7 +313,8 @@ class Observing:
                 async for job in watch():
                     watched = observer.jobs.get(job)
                     if watched is not None:
-                        observer.plan(watched, Instant(max(clock.now(), watched.asked_at + least_ms)))
+                        earliest = watched.asked_at if watched.new else watched.asked_at + least_ms
+                        observer.plan(watched, Instant(max(clock.now(), earliest)))
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():

@@ -237,6 +237,23 @@ async def test_a_push_makes_the_observer_ask_earlier() -> None:
 
 
 @in_virtual_time
+async def test_the_first_push_about_a_new_job_is_followed_at_once_and_later_ones_after_a_pause() -> None:
+    """Somebody waits for the start; a site that pushes without end is asked as often as any other."""
+    world, site = pushing()
+    site.starts = False
+    async with world.runner() as runner:
+        session = await runner.start(request())
+        await wait_for(runner, session, Queued)
+        at = now_s()
+        for _ in range(30):
+            site.pushes.put_nowait("alpha-1")
+            await asyncio.sleep(0.05)
+        times = [when - at for when, _ in asked(world)]
+        assert times[0] < 0.05
+        assert all(later - earlier >= 0.24 for earlier, later in pairwise(times)), times
+
+
+@in_virtual_time
 async def test_a_push_carries_no_news_and_a_flood_of_them_makes_no_flood_of_questions() -> None:
     world, site = pushing()
     site.starts = False

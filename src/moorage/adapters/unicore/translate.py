@@ -395,7 +395,8 @@ def description(
     else:
         job["Resources"] = resources(rendered.directives, config)
     if config.notify_url is not None:
-        states = ["QUEUED", "RUNNING", "STAGINGOUT", "SUCCESSFUL", "FAILED"]
+        # Not QUEUED: that a job waits is what we take for granted, and the next question could be the one that matters.
+        states = ["RUNNING", "STAGINGOUT", "SUCCESSFUL", "FAILED"]
         job["NotificationSettings"] = {"URL": config.notify_url, "status": states}
     return job
 
