@@ -69,6 +69,23 @@ LAB_LOG_BYTES = 1 << 20  # lab.log, and as much again in lab.log.1
 SOCKET_PATH_BYTES = 100  # sun_path has 108 on Linux
 CALLBACK_S = 5.0
 
+# "Unless you have it": a lab that lives says 304, which Jupyter, asked every ten seconds, does not write into its log.
+QUESTION = "GET {} HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: *\r\nConnection: close\r\n\r\n"
+
+# What JupyterHub gives every server beside its token. Every address in a lab's log holds one of these.
+NO_SECRETS = {
+    "JUPYTERHUB_ACTIVITY_URL",
+    "JUPYTERHUB_API_URL",
+    "JUPYTERHUB_BASE_URL",
+    "JUPYTERHUB_CLIENT_ID",
+    "JUPYTERHUB_HOST",
+    "JUPYTERHUB_OAUTH_CALLBACK_URL",
+    "JUPYTERHUB_SERVER_NAME",
+    "JUPYTERHUB_SERVICE_PREFIX",
+    "JUPYTERHUB_SERVICE_URL",
+    "JUPYTERHUB_USER",
+}
+
 F_SETPIPE_SZ = 1031  # Linux, include/uapi/linux/fcntl.h and splice(2)
 SPLICE_F_NONBLOCK = 2
 
@@ -376,7 +393,8 @@ class Launcher:
         self.loop, self.plan, self.limits = loop, plan, plan["limits"]
         self.nonce = base64.b16encode(os.urandom(16)).decode("ascii").lower()
         self.gate = Gate(secrets.gate, plan["tag"], self.nonce)
-        self.redactor = Redactor([secrets.gate.hex(), *secrets.environment.values()])
+        hidden = [value for name, value in secrets.environment.items() if name not in NO_SECRETS]
+        self.redactor = Redactor([secrets.gate.hex(), *hidden])
         self.scribe = Scribe()
         self.callback = Callback(plan["callback"]) if plan["callback"] else None
         self.report = Report(self)
@@ -939,6 +957,9 @@ class Lab:
 
     def __init__(self, launcher: Launcher, secrets: Dict[str, str]) -> None:
         self.launcher, self.plan, self._secrets = launcher, launcher.plan, secrets
+        # At another place than JupyterHub has it serve the lab answers with a 404, and a warning in its log each time.
+        prefix = secrets.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/")
+        self._target = (prefix if re.fullmatch("/[!-~]*", prefix) else "") + self.plan["lab"]["probe_path"]
         self.state = "waiting"
         self.exit_code: Optional[int] = None
         self.signal: Optional[int] = None
@@ -1067,8 +1088,7 @@ class Lab:
         now = time.monotonic()
         reader, writer = await self.connect(max(now, self._began + COMES_UP_S) if self.state == "starting" else now)
         try:
-            target = self.plan["lab"]["probe_path"]
-            writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("ascii"))
+            writer.write(QUESTION.format(self._target).encode("ascii"))
             line = (await reader.readline())[:64]  # the reader's limit bounds it
         finally:
             writer.transport.abort()

@@ -78,6 +78,7 @@ class Job:
         self.key = Secret(os.urandom(32).hex())
         self.canary = "canary" + os.urandom(12).hex()
         self.environment = dict(os.environ)
+        self.secrets = {"LAB_TOKEN": self.canary}
         self.process: subprocess.Popen[bytes] | None = None
         self._counter = itertools.count(int(time.time() * 1e6))
         self.plan = LaunchPlan(
@@ -96,7 +97,9 @@ class Job:
         return self
 
     def write_files(self) -> None:
-        rendered = render(self.plan, LaunchSecrets(self.key, (("LAB_TOKEN", Secret(self.canary)),)))
+        rendered = render(
+            self.plan, LaunchSecrets(self.key, tuple((name, Secret(value)) for name, value in self.secrets.items()))
+        )
         self.directory.mkdir(exist_ok=True)
         (self.directory / LAUNCHER_NAME).write_text(source())
         (self.directory / PLAN_NAME).write_text(rendered.plan)

@@ -780,36 +780,50 @@ def test_an_unusable_plan_is_told(job, text):
 
 
 def test_a_real_jupyterlab_answers_through_the_gate(make_job):
-    """HTTP and a WebSocket upgrade, with the lab on a unix socket that nobody else can open."""
+    """
+    HTTP and a WebSocket upgrade, with the lab on a unix socket that nobody else can open, below JupyterHub's prefix.
+
+    Its log is for what its user did: that it is asked whether it lives, again and again, is not in there.
+    """
     job = make_job(sys.executable)
+    job.secrets["JUPYTERHUB_SERVICE_PREFIX"] = "/user/ada/lab/"
     job.environment |= {"HOME": str(job.directory), "JUPYTER_PLATFORM_DIRS": "1"}
     job.configure(
         command=(sys.executable, "-m", "jupyterlab", "--ServerApp.sock={socket}", "--no-browser", "--allow-root"),
+        args=("--ServerApp.base_url=/user/ada/lab/",),
         environment=(("JUPYTER_TOKEN", "test-token"),),
         limits={"stop_s": 10},
     )
     job.write_files()
     job.launch()
     job.endpoint()
-    assert b'"version"' in job.get("/api")
+    assert b'"version"' in job.get("/user/ada/lab/api")
     headers = {"Host": "localhost", "Authorization": "token test-token", "Content-Type": "application/json"}
     text = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    with job.stream(f"POST /api/kernels HTTP/1.1\r\n{text}Content-Length: 2\r\n\r\n{{}}".encode()) as stream:
+    with job.stream(
+        f"POST /user/ada/lab/api/kernels HTTP/1.1\r\n{text}Content-Length: 2\r\n\r\n{{}}".encode()
+    ) as stream:
         head = stream.recv(65536)
         while b"\r\n\r\n{" not in head:
             head += stream.recv(65536)
         kernel = json.loads(head.split(b"\r\n\r\n", 1)[1])["id"]
     upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     upgrade += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    with job.stream(f"GET /api/kernels/{kernel}/channels HTTP/1.1\r\n{text}{upgrade}\r\n".encode()) as stream:
+    with job.stream(
+        f"GET /user/ada/lab/api/kernels/{kernel}/channels HTTP/1.1\r\n{text}{upgrade}\r\n".encode()
+    ) as stream:
         answer = b""
         while b"\r\n\r\n" not in answer:
             answer += stream.recv(4096)
     assert answer.startswith(b"HTTP/1.1 101")
     assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in answer  # the sample of RFC 6455, section 1.3
-    assert job.ask(Purpose.PROBE).http == 200
+    assert job.ask(Purpose.PROBE).http == 304
     job.signal(signal.SIGTERM)
     job.wait(30)
+    log = (job.directory / "lab.log").read_text()
+    assert "/user/ada/lab/" in log
+    assert "GET /user/ada/lab/api (" not in log
+    assert " 404 " not in log
     assert [pid for pid in os.listdir("/proc") if pid.isdigit() and kernel.encode() in command_of(pid)] == []
 
 
