@@ -661,13 +661,11 @@ def _ended_by_itself(turn: "_Turn", state: WithJob, proof: Gone) -> None:
     _leave_path(turn, state)
     turn.leave(Left.LOG, turn.attempt, state.job.id)
     turn.leave(Left.FILES, turn.attempt, state.job.id)
-    _enter_stopping(turn, _cause(proof), Evidence(proof.note[:NOTE_LIMIT], proof.exit_code))
-
-
-def _cause(proof: Gone) -> Cause:
-    if proof.reason is EndReason.FAILED and proof.exit_code == EXIT_WALLTIME:
-        return Cause.WALLTIME  # the launcher's own; whoever ran it knows of no walltime
-    return CAUSES[proof.reason]
+    reason, note = proof.reason, proof.note[:NOTE_LIMIT]
+    if reason is EndReason.FAILED and proof.exit_code == EXIT_WALLTIME:
+        # The launcher ended itself, as nobody else did; whoever ran it calls that a failure.
+        reason, note = EndReason.WALLTIME, ""
+    _enter_stopping(turn, CAUSES[reason], Evidence(note, proof.exit_code))
 
 
 CAUSES = {

@@ -495,18 +495,20 @@ def test_a_requeued_job_has_its_whole_time_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "code", "cause"),
+    ("reason", "code", "cause", "note"),
     [
-        (EndReason.FAILED, EXIT_WALLTIME, Cause.WALLTIME),
-        (EndReason.FAILED, 1, Cause.FAILED),
-        (EndReason.FINISHED, EXIT_WALLTIME, Cause.FINISHED),
+        (EndReason.FAILED, EXIT_WALLTIME, Cause.WALLTIME, ""),
+        (EndReason.FAILED, 1, Cause.FAILED, "exit code not 0"),
+        (EndReason.FINISHED, EXIT_WALLTIME, Cause.FINISHED, "exit code not 0"),
     ],
 )
-def test_a_launcher_that_ended_itself_at_its_walltime_did_not_fail(reason: EndReason, code: int, cause: Cause) -> None:
+def test_a_launcher_that_ended_itself_at_its_walltime_did_not_fail(
+    reason: EndReason, code: int, cause: Cause, note: str
+) -> None:
     life = Life().starting()
     for _ in range(2):
-        life.seen(observation=Gone(reason, code), after_s=10)
-    assert life.state == Stopping(cause, Evidence(exit_code=code), life.now)
+        life.seen(observation=Gone(reason, code, "exit code not 0"), after_s=10)
+    assert life.state == Stopping(cause, Evidence(note, code), life.now)
 
 
 # What has to go -------------------------------------------------------------------------------------------------------
