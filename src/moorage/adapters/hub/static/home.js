@@ -100,6 +100,7 @@ function warn() {
   const ending = rows.filter((row) => row.going && row.ends_at && row.ends_at - Date.now() < soon && row.ends_at > Date.now());
   const text = ending.map((row) => t("home.ends_soon", { name: row.name, left: duration(row.ends_at - Date.now()) })).join(" ");
   if (text && text !== warned) alertBox("warning", text);
+  if (!text && warned) document.querySelector("#moorage-alerts .alert-warning")?.remove();
   warned = text;
 }
 
