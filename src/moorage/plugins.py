@@ -364,13 +364,23 @@ def _by_name(installed: Iterable[Distribution], names: Collection[str]) -> dict[
     found: dict[str, dict[str, Distribution]] = {}
     for distribution in installed:
         try:
-            name = _normal(_told_by(distribution, "Name"))
+            name = _normal(_name(distribution))
         except Exception:  # noqa: BLE001, S112 - an allowed one is then "not installed"
             continue
         if name in names:
             # The same folder may be on sys.path under two names (lib and lib64).
             found.setdefault(name, {}).setdefault(_place(distribution), distribution)
     return {name: list(places.values()) for name, places in found.items()}
+
+
+def _name(distribution: Distribution) -> str:
+    """
+    What the metadata calls it. Of hundreds of distributions only the name is asked for, and the parser of mails that
+    would read all of each file takes half a millisecond.
+    """
+    head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    found = re.search(r"^Name:[ \t]*(\S+)[ \t]*$(?!\n[ \t])", head, re.MULTILINE | re.IGNORECASE)
+    return found[1] if found else _told_by(distribution, "Name")
 
 
 def _place(distribution: Distribution) -> str:

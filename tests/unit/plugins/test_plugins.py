@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve, frozen
 
 from moorage.config import unsupported
-from moorage.plugins import BUILT_IN, PluginFailed, Plugins, load_plugins, told
+from moorage.plugins import BUILT_IN, PluginFailed, Plugins, _name, _told_by, load_plugins, told
 
 PROLOGUE = """\
 from attrs import frozen
@@ -318,6 +318,19 @@ def test_observers_cannot_disturb(site: Site, caplog: pytest.LogCaptureFixture) 
     assert sys.modules[module].seen == [0, 1, 2]
     assert plugins.observer_failures == {"a-loud (a-loud 1.0)": 3}
     assert caplog.text.count("failed in moorage_observe") == 1
+
+
+def test_distributions_are_known_by_the_names_that_their_metadata_gives_them(site: Site) -> None:
+    """Read without the parser of the metadata where that is safe, and with it where a file is out of the ordinary."""
+    heads = ("Name: Plain\n", "name:\tlower\n", "Name: Windows\r\n\r\n", "Name: folded\n value\n", "Version: 1\n")
+    for number, head in enumerate(heads):
+        folder = site.folder / f"odd{number}-1.dist-info"
+        folder.mkdir()
+        text = f"Metadata-Version: 2.1\n{head}\nName: of-the-description\n"
+        (folder / "METADATA").write_bytes(text.encode())
+    found = [*site.installed(), *distributions()]
+    assert [_name(each) for each in found] == [_told_by(each, "Name") for each in found]
+    assert {"Plain", "lower", "Windows", "moorage"} <= {_name(each) for each in found}
 
 
 def test_told_is_one_clipped_line() -> None:
