@@ -528,10 +528,12 @@ def end_of(reading: Reading) -> Gone:
         return Gone(EndReason.FINISHED, 0 if reading.exit_code is None else reading.exit_code)
     if reading.message.startswith("Job aborted"):
         return Gone(EndReason.CANCELLED, reading.exit_code, reading.message[:NOTE_LIMIT])
-    code = reading.exit_code
-    if code is None and (found := re.search(r"non-zero exit code: <(-?[0-9]{1,9})>", reading.message)):
-        code = int(found[1])
-    return Gone(EndReason.FAILED, code, reading.message[:NOTE_LIMIT])
+    code, note = reading.exit_code, reading.message[:NOTE_LIMIT]
+    if found := re.search(r"(^User application exited with )?non-zero exit code: <(-?[0-9]{1,9})>", reading.message):
+        code = int(found[2]) if code is None else code
+        # The rest of that sentence is a folder on the site, which will be gone when somebody reads this.
+        note = f"exit code {code}" if found[1] else note
+    return Gone(EndReason.FAILED, code, note)
 
 
 _SLURM_ENDS = {

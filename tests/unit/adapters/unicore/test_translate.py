@@ -182,7 +182,7 @@ def test_a_living_job(name: str, status: Status, batch_id: str) -> None:
     ("name", "reason", "exit_code", "says"),
     [
         ("job_successful", EndReason.FINISHED, 0, ""),
-        ("job_failed_exit_code", EndReason.FAILED, 3, "exit code: <3>"),
+        ("job_failed_exit_code", EndReason.FAILED, 3, "exit code 3"),
         ("job_failed_aborted", EndReason.CANCELLED, None, "Job aborted."),
         ("job_failed_killed", EndReason.FAILED, None, "did not complete normally"),
         ("job_failed_out_of_range", EndReason.FAILED, None, "<Nodes=99> is out of range"),
