@@ -25,7 +25,12 @@ function show({ rows, steps, report }) {
   drawOptions();
   // Ready, or over: the Hub's own page for either is at this very address.
   if (!leaving && (row.hub === "ready" || (!row.hub && !row.going))) window.location.reload();
-  if (row.hub === "stop") { message.textContent = t("progress.cancelling"); }
+  if (row.hub === "stop") cancelling();
+}
+
+function cancelling() {
+  message.textContent = t("progress.cancelling");
+  document.getElementById("progress-leave")?.remove(); // it says that the session goes on
 }
 
 function entry(step) {
@@ -56,7 +61,7 @@ function drawOptions() {
 
 document.getElementById("moorage-cancel")?.addEventListener("click", async (event) => {
   event.target.disabled = leaving = true;
-  message.textContent = t("progress.cancelling");
+  cancelling();
   try {
     if (row?.hub) await call("DELETE", path("api", "users", user, ...(server ? ["servers", server] : ["server"])));
     else if (row?.session) await call("DELETE", api("users", user, "sessions", row.session));
