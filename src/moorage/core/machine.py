@@ -535,14 +535,18 @@ def _suspect(turn: "_Turn", state: WithJob, proof: Gone, asked_at: Instant) -> N
 def _confirm(turn: "_Turn", first: Suspicion | None, proof: Gone, asked_at: Instant) -> tuple[Suspicion, bool]:
     """The suspicion after one more reading that says gone, and whether the two suffice."""
     timeouts = turn.spec.timeouts
-    absent = proof.reason is EndReason.ABSENT
-    lookup_at = turn.in_s(min(timeouts.lookup_s, timeouts.horizon_s)) if absent else NEVER
+    since = asked_at if first is None or first.proof is None else first.since
+    lookup_at = NEVER
+    if proof.reason is EndReason.ABSENT:
+        # Ever more rarely: a system that has lost its data would be asked about all its ready sessions, for ever.
+        first_s = min(timeouts.lookup_s, timeouts.horizon_s)
+        lookup_at = Instant(turn.now + max(1, _aging(since, timeouts.status_ready_s, first_s, turn.now)))
     if first is None or first.proof is None:
-        return Suspicion(proof, asked_at, lookup_at), False
+        return Suspicion(proof, since, lookup_at), False
     # A terminal record says more than an absence: it names the cause and needs no horizon.
     terminal = proof if first.proof.reason is EndReason.ABSENT else first.proof
     apart_s = timeouts.horizon_s if terminal.reason is EndReason.ABSENT else timeouts.confirm_s
-    return Suspicion(terminal, first.since, lookup_at), asked_at - first.since >= _ms(apart_s)
+    return Suspicion(terminal, since, lookup_at), asked_at - since >= _ms(apart_s)
 
 
 def _seen_alive(turn: "_Turn", state: WithJob, alive: Alive) -> None:
@@ -636,8 +640,11 @@ def _degrade(turn: "_Turn", state: Ready, note: str, tries: int) -> None:
 
 
 def _still_degraded(turn: "_Turn", state: Degraded) -> None:
-    tries = state.tries + 1
-    turn.set(evolve(state, asked=0, tries=tries, due=turn.repair_at(tries)))
+    tries, suspicion = state.tries + 1, state.suspicion
+    if suspicion is not None and suspicion.lookup_at != NEVER:
+        # While the path was good nobody waited for the answer.
+        suspicion = evolve(suspicion, lookup_at=min(suspicion.lookup_at, turn.in_s(turn.spec.timeouts.lookup_s)))
+    turn.set(evolve(state, asked=0, tries=tries, due=turn.repair_at(tries), suspicion=suspicion))
 
 
 # Stopping -------------------------------------------------------------------------------------------------------------

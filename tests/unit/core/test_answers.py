@@ -342,6 +342,29 @@ def test_a_lookup_under_way_is_enough() -> None:
         assert life.last(effects.Find).tag == tag_of(a_spec(), 1)
 
 
+def test_a_ready_session_that_its_system_does_not_know_is_looked_up_ever_more_rarely() -> None:
+    """A thousand of them would keep a system busy that has lost its data. Once the path fails it matters again."""
+    life = Life().ready()
+    life.seen(observation=NOT_LISTED)
+    begun, pauses = life.now, list[int]()
+    while life.now - begun < 3_600_000:
+        if "Find" in life.kinds():
+            life.take(events.Found(1, life.now, ()))
+            pauses.append((life.state.suspicion.lookup_at - life.now) // 1000)
+        elif "Probe" in life.kinds():
+            life.take(events.Probed(life.state.asked, good=True))
+        else:
+            life.wake()
+    assert pauses[:6] == [10, 10, 10, 10, 10, 12]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 300
+    assert len(pauses) < 30
+    life.take(events.PathDoubted("cut"))
+    assert life.state.suspicion.lookup_at > at(life, 10)
+    life.take(events.EffectFailed(life.last(effects.OpenTunnel), Failure(FailureKind.UNREACHABLE)))
+    assert life.state.suspicion.lookup_at <= at(life, 10)
+
+
 def test_a_twin_that_a_lookup_finds_has_to_go() -> None:
     tag = tag_of(a_spec(), 1)
     life = Life().ready()
