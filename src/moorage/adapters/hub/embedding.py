@@ -7,9 +7,12 @@ application is there: pages, warnings about settings, and the service itself.
 """
 
 import asyncio
+import gc
 import importlib
 import logging
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,15 @@ from .attaching import keep_attached
 from .port import HubPort
 from .service import Compose, registry
 from .settings import warnings_about
-from .spawner import MoorageSpawner
+from .spawner import DEFAULT_COMPOSE, MoorageSpawner
 from .texts import LANGUAGES, Texts
 
 HERE = Path(__file__).parent
+AHEAD = ("moorage.adapters.local.store", "moorage.relay.client", "moorage.adapters.unicore.system")
+"""
+What `DEFAULT_COMPOSE` loads later, and takes longest. By name, because adapters do not know one another; the kind of
+system that is most at home with JupyterHub among them, although there may be none of it.
+"""
 _tasks: set["asyncio.Task[None]"] = set()
 
 
@@ -38,6 +46,8 @@ def embed() -> None:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return
+    # The Hub has its own start to do first, and waits for its disk in it: what takes longest begins now.
+    threading.Thread(target=load_ahead, name="moorage-load-ahead", daemon=True).start()
     task = loop.create_task(_serve(module.JupyterHub.instance()))
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
@@ -61,12 +71,14 @@ async def _serve(app: Any) -> None:
         # Importing adapters takes a while; the Hub answers meanwhile.
         compose = await asyncio.to_thread(load, sample.compose)
         async with compose(Path(sample.config_file), port) as service:
+            settle_memory()
             registry.provide(service)
             app.log.info("moorage is working (%s)", sample.config_file)
             try:
                 await app._start_future
                 await keep_attached(port, service, sample.owner_grace_s)
             finally:
+                gc.unfreeze()
                 registry.withdraw("the Hub is stopping")
     except asyncio.CancelledError:
         raise
@@ -94,6 +106,26 @@ def install(app: Any, port: HubPort) -> None:
         environment.loader = ChoiceLoader([fixed, ours])
         # For pages that the Hub draws by itself; ours bring these in the language of the request.
         environment.globals.update(names_for(Texts(LANGUAGES[0]), app.hub.base_url))
+
+
+def load_ahead() -> None:
+    """
+    Load what the service is made of by default. Whatever goes wrong here goes wrong again where it is needed, and is
+    told there.
+    """
+    for name in (DEFAULT_COMPOSE.partition(":")[0], *AHEAD):
+        with suppress(Exception):
+            importlib.import_module(name)
+
+
+def settle_memory() -> None:
+    """
+    Have the collector of garbage leave alone what is there now, and there to stay: modules, classes, templates.
+
+    It would look through all of that again whenever many objects are new, as in a crowd of starts: 200 ms of the Hub's
+    one thread each time. What is dropped later is freed as ever, unless it is part of a cycle of today.
+    """
+    gc.freeze()
 
 
 def share_log(app: Any) -> None:

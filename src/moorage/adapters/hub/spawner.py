@@ -41,6 +41,7 @@ from .people import People
 from .service import Service, registry
 from .texts import Texts, choose
 
+DEFAULT_COMPOSE = "moorage.bootstrap:hub_service"
 UNIX_PORT = 8888
 """
 jupyter-server takes `--ServerApp.sock` only while its port is its own default, and jupyterhub-singleuser sets the port
@@ -59,7 +60,7 @@ class MoorageSpawner(Spawner):
         "moorage.yaml", help="The file, or folder of files, that describes systems and services."
     ).tag(config=True)
     compose = Unicode(
-        "moorage.bootstrap:hub_service",
+        DEFAULT_COMPOSE,
         help="What composes the service, as module:function; for tests and for embedding in something else.",
     ).tag(config=True)
     stop_wait_s = Float(

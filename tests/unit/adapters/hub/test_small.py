@@ -1,8 +1,11 @@
 """Texts, failures, presets, settings and the reading of forms: what needs no Hub."""
 
+import gc
 import json
 import re
 import string
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -10,10 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 from jinja2 import Environment
+from stubworld import Start, stop_hub  # type: ignore[import-not-found]
 
 from moorage.adapters.hub.failures import StartFailed, excerpt, is_bad, sentence
 from moorage.adapters.hub.people import MOST_PRESETS, People, PresetRefused
 from moorage.adapters.hub.rows import for_script
+from moorage.adapters.hub.service import registry
 from moorage.adapters.hub.settings import hub_config, warnings_about
 from moorage.adapters.hub.spawner import attributes_of, read_form
 from moorage.adapters.hub.texts import LANGUAGES, Texts, catalogue, choose
@@ -245,3 +250,24 @@ def test_every_text_is_used() -> None:
     families = set(re.findall(r"""[`"']([a-z]+)\.(?:\$?\{| ?["'])""", code))
     unused = [key for key in catalogue("en") if key not in code and key.partition(".")[0] not in families]
     assert unused == []
+
+
+def test_what_is_loaded_ahead_is_what_the_service_is_made_of() -> None:
+    """The modules are named by texts, and who renames one would only make every start slower."""
+    program = (
+        "import asyncio, importlib, sys\n"
+        "from moorage.adapters.hub import embedding\n"
+        "embedding.load_ahead()\n"
+        "print(*(name for name in embedding.AHEAD if name not in sys.modules), 'moorage.bootstrap' in sys.modules)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["True"]
+
+
+async def test_the_collector_leaves_alone_what_is_there_when_moorage_works(start_hub: Start) -> None:
+    """And not any more when the Hub has stopped, so that what belongs to a Hub goes with it."""
+    hub = await start_hub()
+    await registry.wait()
+    assert gc.get_freeze_count() > 100_000
+    await stop_hub(hub)
+    assert gc.get_freeze_count() == 0
