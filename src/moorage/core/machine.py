@@ -835,6 +835,13 @@ def _residue_failed(turn: "_Turn", effect: Effect, failure: Failure) -> None:
                 turn.residue.remove(left)
             else:
                 turn.replace(left, evolve(left, asked=0, tries=tries, due=turn.removal_at(left, tries)))
+                _tell_what_holds_the_end(turn, left, failure.note[:NOTE_LIMIT])
+
+
+def _tell_what_holds_the_end(turn: "_Turn", left: Residue, note: str) -> None:
+    state = turn.state
+    if isinstance(state, Stopping) and left.kind in BLOCKING and note != state.note:
+        turn.go(evolve(state, note=note))
 
 
 def _never_happened(left: Residue, effect: Submit, failure: Failure) -> bool:

@@ -394,11 +394,16 @@ class Degraded:
 
 @frozen
 class Stopping:
-    """Everything of the session is being removed; it ends when each part is confirmed gone."""
+    """
+    Everything of the session is being removed; it ends when each part is confirmed gone.
+
+    `note` is why the last try to remove something failed.
+    """
 
     cause: Cause
     evidence: Evidence
     since: Instant
+    note: str = ""
 
 
 @frozen

@@ -54,7 +54,7 @@ def progress_of(state: State) -> Progress:
         case Degraded():
             return Progress(name, 90, "the connection is interrupted; the job goes on")
         case Stopping():
-            return Progress(name, 100, "stopping")
+            return Progress(name, 100, _with("stopping", state.note))
         case Ended():
             return Progress(name, 100, _with(f"ended ({state.cause.value.replace('_', ' ')})", state.evidence.note))
         case _:

@@ -342,6 +342,25 @@ def test_a_lookup_under_way_is_enough() -> None:
         assert life.last(effects.Find).tag == tag_of(a_spec(), 1)
 
 
+def test_a_stop_that_takes_its_time_says_why() -> None:
+    """Once for each reason, and not about what nobody waits for."""
+    life = Life().ready()
+    life.take(events.StopAsked("ada"))
+    away = Failure(FailureKind.UNREACHABLE, "the gateway is down")
+    life.take(events.EffectFailed(life.last(effects.Revoke), away))
+    assert life.state.note == ""
+    life.take(events.EffectFailed(life.last(effects.Cancel), away))
+    assert life.state.note == "the gateway is down"
+    assert life.last(effects.Report).progress == progress_of(life.state)
+    life.wake()
+    life.take(events.EffectFailed(life.last(effects.Cancel), away))
+    assert life.kinds() == set()
+    life.wake()
+    life.take(events.EffectFailed(life.last(effects.Cancel), Failure(FailureKind.UNANSWERED, "x" * 2 * NOTE_LIMIT)))
+    assert life.state.note == "x" * NOTE_LIMIT
+    assert isinstance(life.state, Stopping)
+
+
 def test_a_ready_session_that_its_system_does_not_know_is_looked_up_ever_more_rarely() -> None:
     """A thousand of them would keep a system busy that has lost its data. Once the path fails it matters again."""
     life = Life().ready()

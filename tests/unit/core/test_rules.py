@@ -419,10 +419,11 @@ JOB_ON_NODE = Job(JOB, "n17")
             Progress("degraded", 90, "the connection is interrupted; the job goes on"),
         ),
         (Stopping(Cause.STOPPED, Evidence(), NOW), Progress("stopping", 100, "stopping")),
+        (Stopping(Cause.STOPPED, Evidence(), NOW, "no answer"), Progress("stopping", 100, "stopping: no answer")),
         (Ended(Cause.OUT_OF_MEMORY, Evidence(), NOW), Progress("ended", 100, "ended (out of memory)")),
         (Ended(Cause.FAILED, Evidence("code 1"), NOW), Progress("ended", 100, "ended (failed): code 1")),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_progress_says_what_people_want_to_know(state: State, said: Progress) -> None:
     assert progress_of(state) == said

@@ -133,9 +133,10 @@ def state_text(session: Session, texts: Texts) -> str:
     """The state in one sentence: what is so, and why if the system said why."""
     state = session.state
     match state:
-        case Ended() | Stopping():
-            what = sentence(texts, state.cause, state.evidence)
-            return texts("state.stopping") if isinstance(state, Stopping) else what
+        case Ended():
+            return sentence(texts, state.cause, state.evidence)
+        case Stopping():
+            return texts.with_note(texts("state.stopping"), state.note)
         case Waiting():
             return texts.with_note(texts(f"why.{state.why.value}"), state.note)
         case Queued():
