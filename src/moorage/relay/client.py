@@ -1,9 +1,13 @@
 """The `Tunnels` port: spoken to a relay process that is started when it is needed, or answered in this process."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
+import signal
+import socket
+import struct
 import subprocess
 import sys
 from asyncio import Future, StreamReader, StreamWriter
@@ -13,7 +17,7 @@ from typing import Any, TypeVar
 
 from moorage.core.model import Endpoint, JobId, Route, SessionId, SessionSpec, SystemName
 from moorage.ports.dialer import Dialer
-from moorage.ports.errors import Malformed, Refused, Unanswered, Unreachable
+from moorage.ports.errors import Malformed, PortError, Refused, Unanswered, Unreachable
 from moorage.ports.tunnels import PathReport, ProbeResult
 
 from . import sockets
@@ -29,6 +33,8 @@ ANSWER_LIMIT = 1 << 26
 """Bytes of one answer; `details` of ten thousand paths has about 8 MB."""
 START_S = 20.0
 """For a relay to answer after it was started: Python, the configuration, its paths."""
+HUNG_S = 20.0
+"""A relay that has left a call unanswered has so long to say hello; nothing that is well takes that long."""
 
 
 class RelayTunnels:
@@ -36,10 +42,10 @@ class RelayTunnels:
     The relay of a deployment, behind its control socket.
 
     One connection, made when it is needed and again when it was lost; calls run side by side on it. A relay that is
-    not there is started.
+    not there is started, and one that hangs is ended: it serves nobody, and keeps the lock from another one.
 
     Args:
-        command: Starts the relay as a process in the foreground; `None` if somebody else sees to it.
+        command: Starts the relay as a process in the foreground; `None` if somebody else sees to it, and to its end.
         call_s: Deadline of a call, probes apart.
     """
 
@@ -47,6 +53,7 @@ class RelayTunnels:
         self._state, self._command, self._call_s = state_directory, command, call_s
         self._connecting = asyncio.Lock()
         self._line: _Line | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def open(self, spec: SessionSpec, attempt: int, job: JobId, endpoint: Endpoint) -> Route:
         target = target_of(spec, attempt, job, endpoint).as_data()
@@ -77,6 +84,9 @@ class RelayTunnels:
 
     async def aclose(self) -> None:
         """Leave the relay alone. It goes on."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
         if self._line is not None:
             await self._line.close()
             self._line = None
@@ -87,7 +97,13 @@ class RelayTunnels:
                 line = await self._connected()
                 return await line.call(verb, arguments)
         except TimeoutError:
+            self._look_whether_it_hangs()
             raise Unanswered(f"the relay did not answer `{verb}`") from None
+
+    def _look_whether_it_hangs(self) -> None:
+        if self._command is None or self._line is None or (self._looking is not None and not self._looking.done()):
+            return
+        self._looking = asyncio.create_task(_end_if_it_hangs(self._line))
 
     async def _connected(self) -> "_Line":
         async with self._connecting:
@@ -116,14 +132,17 @@ async def ensure_running(state_directory: Path, command: Sequence[str] | None) -
     except (sockets.NotOurs, OSError) as error:
         raise Refused(f"the relay's directory cannot be used: {error}") from error
     try:
-        return await _greeted(directory)
+        return await _greeted(directory, command is not None)
+    except TimeoutError:
+        if command is None:
+            raise Unanswered(f"the relay does not say hello in {START_S:g} s") from None
     except OSError:
         if command is None:
             raise Unreachable("the relay is not running") from None
     await asyncio.to_thread(start, command, directory)
     for _ in range(int(START_S / 0.05)):
         try:
-            return await _greeted(directory)
+            return await _greeted(directory, True)
         except OSError:
             await asyncio.sleep(0.05)
     raise Unreachable(f"the relay did not come up in {START_S:g} s; see {directory / LOG_NAME}")
@@ -150,24 +169,44 @@ def start(command: Sequence[str], directory: Path) -> None:
         os.close(log)
 
 
-async def _greeted(directory: Path) -> "_Line":
+async def _greeted(directory: Path, ours_to_end: bool) -> "_Line":
+    """A connection to a relay that said hello; one that hangs is ended, if it is `ours_to_end`: `TimeoutError`."""
     stream = sockets.connect(directory / CONTROL_NAME)
+    pid, uid, _ = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     reader, writer = await asyncio.open_unix_connection(sock=stream, limit=ANSWER_LIMIT)
-    line = _Line(reader, writer)
+    line = _Line(reader, writer, pid if uid == os.getuid() else 0)
     try:
         async with asyncio.timeout(START_S):
-            await line.call("hello", {"protocol": PROTOCOL})
-    except BaseException:
+            await line.hello()
+    except BaseException as error:
+        if ours_to_end and isinstance(error, TimeoutError):
+            line.end_relay()
         await line.close()
         raise
     return line
 
 
-class _Line:
-    """A connection to the control socket; answers find their calls by number."""
+async def _end_if_it_hangs(line: "_Line") -> None:
+    """A call may be unanswered because of what it asks for; a greeting is not."""
+    with contextlib.suppress(PortError):  # it has ended by itself
+        try:
+            async with asyncio.timeout(HUNG_S):
+                await line.hello()
+        except TimeoutError:
+            line.end_relay()
 
-    def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
+
+class _Line:
+    """
+    A connection to the control socket; answers find their calls by number.
+
+    Args:
+        pid: Of the process that listens there, if it is of our user and where we can see it; otherwise 0.
+    """
+
+    def __init__(self, reader: StreamReader, writer: StreamWriter, pid: int) -> None:
         self.lost = False
+        self._pid = pid
         self._writer, self._number = writer, 0
         self._calls: dict[int, Future[Any]] = {}
         self._reading = asyncio.create_task(self._read(reader))
@@ -184,6 +223,17 @@ class _Line:
             return await answer
         finally:
             self._calls.pop(number, None)
+
+    async def hello(self) -> None:
+        await self.call("hello", {"protocol": PROTOCOL})
+
+    def end_relay(self) -> None:
+        """Kill the process at the other end; as long as the connection is there, the number is its own."""
+        if self._pid <= 1 or self.lost:
+            return
+        _log.warning("relay %s does not answer and is ended; open connections with it", self._pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
     async def close(self) -> None:
         self._reading.cancel()

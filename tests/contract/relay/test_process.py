@@ -206,6 +206,74 @@ async def test_a_relay_that_nobody_needs_ends(place: Place, tmp_path: Path, monk
     await asyncio.wait_for(running, 10)
 
 
+async def test_a_relay_that_hangs_is_replaced(
+    deployment: Deployment, tunnels: RelayTunnels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped for good (I28): ended after a call without an answer; the next one has every path at its address."""
+    _, route = await opened(deployment, tunnels)
+    lab, (hung,) = await get(route.address, "/pid"), deployment.pids()
+    os.kill(hung, signal.SIGSTOP)
+    monkeypatch.setattr("moorage.relay.client.HUNG_S", 0.5)
+    tunnels._call_s = 0.5
+    with pytest.raises(Unanswered):
+        await tunnels.list()
+    await asyncio.to_thread(eventually, lambda: not _lives(hung), "the relay to be ended")
+    tunnels._call_s = 10
+    assert len(await tunnels_again(tunnels)) == 1  # type: ignore[arg-type]
+    assert await get(route.address, "/pid") == lab
+
+
+async def test_a_relay_that_hangs_is_replaced_by_whoever_comes_new(
+    deployment: Deployment, tunnels: RelayTunnels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Hub that was restarted has never heard of it, and finds nobody who says hello."""
+    _, route = await opened(deployment, tunnels)
+    (hung,) = deployment.pids()
+    os.kill(hung, signal.SIGSTOP)
+    hub = RelayTunnels(deployment.state, deployment.command)
+    with monkeypatch.context() as patience:
+        patience.setattr("moorage.relay.client.START_S", 0.5)
+        with contextlib.suppress(Unanswered, Unreachable):  # no time is left for the other one to start
+            await hub.list()
+    assert not _lives(hung)
+    assert len(await hub.list()) == 1
+    assert await get(route.address) == b"hello"
+    await hub.aclose()
+
+
+async def test_somebody_who_only_looks_ends_no_relay(
+    deployment: Deployment, tunnels: RelayTunnels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`moorage tunnels` says that there is no answer; whoever sees to the relay sees to its end."""
+    await tunnels.list()
+    (pid,) = deployment.pids()
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr("moorage.relay.client.START_S", 0.2)
+    looking = RelayTunnels(deployment.state, None)
+    with pytest.raises(Unanswered, match="hello"):
+        await looking.list()
+    os.kill(pid, signal.SIGCONT)
+    assert await tunnels.list() == {}
+    assert deployment.pids() == [pid]
+
+
+async def test_a_call_that_takes_long_ends_no_relay(
+    deployment: Deployment, tunnels: RelayTunnels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it asks for may hang, a file system say; whether the relay does, is asked."""
+    await tunnels.list()
+    before = deployment.pids()
+    monkeypatch.setattr("moorage.relay.client.HUNG_S", 5.0)
+    tunnels._call_s = -1.0  # over before it is answered
+    with pytest.raises(Unanswered):
+        await tunnels.list()
+    assert tunnels._looking is not None
+    await tunnels._looking
+    tunnels._call_s = 10
+    assert await tunnels.list() == {}
+    assert deployment.pids() == before
+
+
 async def test_a_relay_whose_directory_was_removed_ends(deployment: Deployment, tunnels: RelayTunnels) -> None:
     await tunnels.list()
     pids = deployment.pids()
