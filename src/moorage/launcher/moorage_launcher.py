@@ -17,10 +17,10 @@ can read; it is never in an argument list, in this process's own environment, or
 """
 # Old sites: this file must run on Python 3.6, so older spellings stay; asyncio.TimeoutError is another class there.
 # Polling is robust where futures would cross several ends; short try-except-pass reads well with its reason.
-# Somebody waits for every start: what few jobs need (HTTP, random ports) is imported where it is used.
+# Somebody waits for every start: what few jobs need (HTTP, random ports) is imported where it is used, and what takes
+# longest to load when the endpoint is told already; so nothing that is evaluated before may name it.
 # ruff: noqa: UP006, UP035, UP041, UP045, ASYNC110, SIM105
 
-import asyncio
 import base64
 import collections
 import ctypes
@@ -36,11 +36,14 @@ import signal
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import time
 from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+
+if __name__ != "__main__":
+    import asyncio
+    import subprocess
 
 VERSION = 1
 PROTOCOL = "moorage/1"
@@ -156,15 +159,18 @@ def main(argv: List[str]) -> int:
         remove(name)
     try:
         plan = read_plan(argv[0])
-        secrets = read_secrets(plan)
+        job = Job(plan, read_secrets(plan))
+        job.open_gate()
     except Failure as failure:
         return failure.tell()
+    # While the Hub's side sees the report and connects; who does waits in the listener's backlog.
+    for name in ("asyncio", "subprocess"):
+        globals()[name] = __import__(name)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(quiet)
     try:
-        launcher = Launcher(loop, plan, secrets)
-        return loop.run_until_complete(launcher.run())
+        return loop.run_until_complete(Launcher(loop, job).run())
     except Failure as failure:
         return failure.tell()
     finally:
@@ -312,6 +318,62 @@ class Gate:
             self._seen.discard(self.floor)
 
 
+# -- the job ----------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """What is done before the event loop: the gate is bound and told of, so that somebody can be on the way to it."""
+
+    def __init__(self, plan: Dict[str, Any], secrets: Secrets) -> None:
+        self.plan, self.secrets = plan, secrets
+        self.began = time.monotonic()
+        self.steps = [("launcher", int(time.time() * 1000))]
+        self.nonce = base64.b16encode(os.urandom(16)).decode("ascii").lower()
+        self.gate = Gate(secrets.gate, plan["tag"], self.nonce)
+        self.endpoint = ""
+        self.signals: List[int] = []
+
+    def open_gate(self) -> None:
+        """Connections are taken in from now on, into the backlog; they are answered when the event loop runs."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                signal.signal(number, self.signalled)
+        self.listener, where = self.bind()
+        document = {"kind": "endpoint", "version": VERSION, "protocol": PROTOCOL, "time": int(time.time())}
+        document.update(self.identity())
+        document.update(where)
+        self.endpoint = self.gate.sign(document)
+        try:
+            write_atomically("endpoint.json", self.endpoint)
+        except OSError:
+            pass  # quota or a sick file system: perhaps the callback tells it
+        self.steps.append(("gate", int(time.time() * 1000)))
+
+    def signalled(self, number: int, _frame: Any) -> None:
+        """Whoever ends the job while it loads waits until it can end in order."""
+        self.signals.append(number)
+
+    def bind(self) -> Tuple[socket.socket, Dict[str, Any]]:
+        """The gate's listening socket, and where it is. Ports of a range are tried in random order."""
+        gate = self.plan["gate"]
+        try:
+            if gate["kind"] == "unix":
+                return bind_unix()
+            return bind_tcp(gate["interface"], gate["port_first"], gate["port_last"], gate["host"])
+        except OSError as error:
+            raise Failure(EXIT_GATE, f"cannot bind the gate: {error.strerror or error}") from None
+
+    def identity(self) -> Dict[str, Any]:
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+        return {
+            "tag": self.plan["tag"],
+            "attempt": self.plan["attempt"],
+            "nonce": self.nonce,
+            "node": ascii_text(socket.gethostname(), 255),
+            "restarts": int(restarts) if re.fullmatch("[0-9]{1,6}", restarts) else 0,
+        }
+
+
 # -- what the lab is told ---------------------------------------------------------------------------------------
 
 # A container of webpack's module federation, written by hand: JupyterLab calls init, then get, and activates what that
@@ -372,7 +434,7 @@ WARNING = """\
 class Stream:
     """One connection to the gate and, once it has sent a byte, its connection to the lab."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: "asyncio.StreamReader", writer: "asyncio.StreamWriter") -> None:
         self.reader, self.writer = reader, writer
         self.lab_writer: Optional[asyncio.StreamWriter] = None
         self.active = time.monotonic()
@@ -389,17 +451,19 @@ class Stream:
 class Launcher:
     """One job: gate, lab, streams and reports, all in one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, plan: Dict[str, Any], secrets: Secrets) -> None:
-        self.loop, self.plan, self.limits = loop, plan, plan["limits"]
-        self.nonce = base64.b16encode(os.urandom(16)).decode("ascii").lower()
-        self.gate = Gate(secrets.gate, plan["tag"], self.nonce)
+    def __init__(self, loop: "asyncio.AbstractEventLoop", job: Job) -> None:
+        self.loop, self.job = loop, job
+        plan, secrets = job.plan, job.secrets
+        self.plan, self.limits, self.gate = plan, plan["limits"], job.gate
         hidden = [value for name, value in secrets.environment.items() if name not in NO_SECRETS]
         self.redactor = Redactor([secrets.gate.hex(), *hidden])
         self.scribe = Scribe()
         self.callback = Callback(plan["callback"]) if plan["callback"] else None
         self.report = Report(self)
+        for name, at in job.steps:
+            self.report.step(name, at)
         self.lab = Lab(self, secrets.environment)
-        self.began = time.monotonic()
+        self.began = job.began
         self.ends_at = walltime_end(plan["walltime_s"])
         # By a clock that nobody sets.
         self.overdue_at = self.ends_at and time.monotonic() + self.ends_at - time.time() + WALLTIME_GRACE_S
@@ -416,20 +480,20 @@ class Launcher:
     # The life of a job, in order.
 
     async def run(self) -> int:
-        self.report.step("launcher")
-        listener, endpoint = self.bind()
+        listener = self.job.listener
         if listener.family == socket.AF_UNIX:
             server = await asyncio.start_unix_server(self.accept, sock=listener, limit=CHUNK)
         else:
             server = await asyncio.start_server(self.accept, sock=listener, limit=CHUNK)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self.signalled, number)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
-            self.loop.add_signal_handler(signal.SIGHUP, self.signalled, signal.SIGHUP)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self.loop.add_signal_handler(number, self.signalled, number)
         self.loop.add_signal_handler(signal.SIGCHLD, self.lab.reap)
         try:
-            self.publish(endpoint)
-            self.report.step("gate")
+            if self.callback:
+                self.callback.post("endpoint", self.job.endpoint)
+            for heard in self.job.signals[:1]:
+                self.signalled(heard)
             ticker = self.spawn(self.tick())
             await self.finished
             ticker.cancel()
@@ -437,35 +501,6 @@ class Launcher:
             server.close()
             await self.clean_up()
         return self.exit_code
-
-    def bind(self) -> Tuple[socket.socket, Dict[str, Any]]:
-        """The gate's listening socket, and where it is. Ports of a range are tried in random order."""
-        gate = self.plan["gate"]
-        try:
-            if gate["kind"] == "unix":
-                return bind_unix()
-            return bind_tcp(gate["interface"], gate["port_first"], gate["port_last"], gate["host"])
-        except OSError as error:
-            raise Failure(EXIT_GATE, f"cannot bind the gate: {error.strerror or error}") from None
-
-    def publish(self, endpoint: Dict[str, Any]) -> None:
-        document = {"kind": "endpoint", "version": VERSION, "protocol": PROTOCOL, "time": int(time.time())}
-        document.update(self.identity())
-        document.update(endpoint)
-        text = self.gate.sign(document)
-        self.scribe.write("endpoint.json", text)
-        if self.callback:
-            self.callback.post("endpoint", text)
-
-    def identity(self) -> Dict[str, Any]:
-        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-        return {
-            "tag": self.plan["tag"],
-            "attempt": self.plan["attempt"],
-            "nonce": self.nonce,
-            "node": ascii_text(socket.gethostname(), 255),
-            "restarts": int(restarts) if re.fullmatch("[0-9]{1,6}", restarts) else 0,
-        }
 
     async def tick(self) -> None:
         """What happens with time: admission ends, the lab comes up, idle streams go, reports are written."""
@@ -549,7 +584,7 @@ class Launcher:
 
     # One stream, in order.
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: "asyncio.StreamReader", writer: "asyncio.StreamWriter") -> None:
         """
         A new connection. With too many unproven ones the oldest goes: an honest client sends its line at once,
         so whoever waits longest is most likely the one who fills the table.
@@ -630,7 +665,7 @@ class Launcher:
                 way.cancel()
 
     async def pump(
-        self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inwards: bool
+        self, stream: Stream, reader: "asyncio.StreamReader", writer: "asyncio.StreamWriter", inwards: bool
     ) -> None:
         """One direction until its end, which is passed on; the other direction may go on. An error cuts both."""
         size, since = 0, 0.0
@@ -662,7 +697,7 @@ class Launcher:
             self.bytes_out += size
 
     async def bulk(
-        self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inwards: bool
+        self, stream: Stream, reader: "asyncio.StreamReader", writer: "asyncio.StreamWriter", inwards: bool
     ) -> None:
         """
         From socket to socket by way of a pipe, so that the bytes never come here, until none comes for a while.
@@ -713,7 +748,7 @@ class Launcher:
         return None if self.ends_at is None else max(0, int(self.ends_at - time.time()))
 
 
-async def read_line(reader: asyncio.StreamReader) -> Tuple[Optional[bytes], bytes]:
+async def read_line(reader: "asyncio.StreamReader") -> Tuple[Optional[bytes], bytes]:
     """The first line without its end, and what came after it; None for a line that is too long or cut."""
     data = b""
     while len(data) < LINE_BYTES:
@@ -1030,7 +1065,7 @@ class Lab:
             environment["JUPYTER_PATH"] = os.pathsep.join(part for part in path if part)
         return environment
 
-    async def connect(self, deadline: float) -> Tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, deadline: float) -> "Tuple[asyncio.StreamReader, asyncio.StreamWriter]":
         """A connection to the lab, waiting while it starts; raises OSError, or EOFError when the lab has ended."""
         pause_s, longest_s = LOOK_S
         while True:
@@ -1206,9 +1241,9 @@ class Report:
         self._stepped = self._logged = False
         self.reason = ""
 
-    def step(self, name: str) -> None:
+    def step(self, name: str, at: Optional[int] = None) -> None:
         if len(self._steps) < MAX_STEPS or name in ("lab-serving", "lab-ended", "stopping", "ended"):
-            self._steps.append([name, int(time.time() * 1000)])
+            self._steps.append([name, at or int(time.time() * 1000)])
         self._stepped = True
 
     def log(self, line: str) -> None:
@@ -1237,7 +1272,7 @@ class Report:
 
     def _document(self) -> Dict[str, Any]:
         launcher, lab = self._launcher, self._launcher.lab
-        document = launcher.identity()
+        document = launcher.job.identity()
         document.update(
             kind="status",
             version=VERSION,
