@@ -352,6 +352,20 @@ async def test_something_else_at_the_control_socket_is_no_master(tmp_path: Path)
         await mux.check(tmp_path / "m1")
 
 
+async def test_a_master_has_as_long_to_answer_as_it_is_given(tmp_path: Path) -> None:
+    """So that one on a machine that swaps is not replaced before its time."""
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with listening(slow, tmp_path / "m1"):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await mux.check(tmp_path / "m1", 0.2)
+        assert 0.2 <= time.monotonic() - began < 4
+
+
 async def test_without_the_program_it_is_an_error_of_the_port(site: Site) -> None:
     config = site.but(program="/no/such/ssh").config(OpensshConfig)
     dialer = OpensshDialer(SITE, config, site.directory, TIMEOUTS, 1)

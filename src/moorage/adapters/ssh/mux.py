@@ -111,9 +111,9 @@ def _hand_over(control: socket.socket, descriptor: int, times: int) -> None:
         control.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))])
 
 
-async def check(file: Path) -> int:
-    """The process id of the master at `file`; raises `MuxError` if there is none that answers."""
-    async with asyncio.timeout(5):
+async def check(file: Path, seconds: float = 5.0) -> int:
+    """The process id of the master there; `MuxError` if there is none, `TimeoutError` if it says nothing so long."""
+    async with asyncio.timeout(seconds):
         return int(await _ask(file, _Say.ALIVE_CHECK, 0))
 
 

@@ -480,8 +480,7 @@ class _Master:
         while self.alive:
             await asyncio.sleep(PING_S)
             try:
-                async with asyncio.timeout(SILENT_S):
-                    await mux.check(self._file)
+                await mux.check(self._file, SILENT_S)
             except (TimeoutError, mux.MuxError) as error:
                 if self.alive:
                     _log.warning("%s: the master does not answer (%s), and is replaced", self.node, error or "hung")
