@@ -85,8 +85,12 @@ class Near(asyncio.Protocol):
         return self.stream is not None and self.stream.finish()
 
     def finish(self) -> bool:
-        """The stream will send no more: pass it on. True while the other direction may go on."""
-        if not self.transport.is_closing() and self.transport.can_write_eof():
+        """
+        The stream will send no more: pass it on. True while the other direction may go on.
+
+        If that has ended before, both connections close now, which says the same.
+        """
+        if not self.ended and not self.transport.is_closing() and self.transport.can_write_eof():
             self.transport.write_eof()
         return not self.ended
 
@@ -217,7 +221,7 @@ class Stream(asyncio.Protocol):
 
     def finish(self) -> bool:
         """The connection will send no more: pass it on. True while the other direction may go on."""
-        if not self.transport.is_closing() and self.transport.can_write_eof():
+        if not self.ended and not self.transport.is_closing() and self.transport.can_write_eof():
             self.transport.write_eof()
         return not self.ended
 
