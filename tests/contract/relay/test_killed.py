@@ -42,6 +42,9 @@ class World:
         """Processes of sshd that serve a connection, and not their privileged halves' other children."""
         return [pid for pid in children(self.site.sshd.process.pid) if command(pid).startswith(b"sshd: ")]
 
+    def launchers(self) -> list[int]:
+        return [job.process.pid for job in self.place.jobs if job.process is not None]
+
     def kernel(self) -> dict[str, int]:
         """What a leak would show in: descriptors, processes and sockets, here and at the far ends."""
         jobs = [job.process.pid for job in self.place.jobs if job.process and job.process.poll() is None]
@@ -176,6 +179,30 @@ async def settles(condition: Callable[[], bool], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - kernels tell when they are asked
             await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("who", ["master", "connection", "launcher"])
+async def test_what_hangs_for_a_moment_cuts_nobody(world: World, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty WebSockets beside a download: what is said meanwhile arrives when it goes on, in order and once."""
+    monkeypatch.setattr("moorage.adapters.ssh.openssh.SILENT_S", 20.0)
+    async with load(world.routes[0]), aiohttp.ClientSession() as client, contextlib.AsyncExitStack() as stack:
+        talks = [
+            await stack.enter_async_context(client.ws_connect(world.routes[number % 2].address + "/socket"))
+            for number in range(20)
+        ]
+        pids = {"master": world.masters, "connection": world.connections, "launcher": world.launchers}[who]()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            for talk in talks:
+                for word in ("one", "two"):
+                    await talk.send_str(word)
+            await asyncio.sleep(1)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        for talk in talks:
+            assert [(await talk.receive(timeout=20)).data for _ in range(2)] == ["one", "two"]
 
 
 async def test_a_launcher_that_hangs_is_lost_and_found_again(world: World) -> None:
