@@ -75,13 +75,13 @@ PLANTED: tuple[Planted, ...] = (
         "one-reading",
         "1",
         "one terminal reading ends a session",
-        (_M._confirm, "Suspicion(proof, asked_at, lookup_at), False", "Suspicion(proof, asked_at, lookup_at), True"),
+        (_M._confirm, "Suspicion(proof, since, lookup_at), False", "Suspicion(proof, asked_at, lookup_at), True"),
     ),
     _bug(
         "readings-at-once",
         "1",
         "two readings of the same moment count as two",
-        (_M._confirm, "asked_at - first.since >= _ms(apart_s)", "True"),
+        (_M._confirm, "asked_at - since >= _ms(apart_s)", "True"),
     ),
     _bug(
         "vanished-never-noticed",
