@@ -22,16 +22,20 @@ import contextlib
 import functools
 import json
 import os
+import random
 import signal
+import sqlite3
 import stat
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
 
 HERE = Path(__file__).resolve().parent
@@ -40,8 +44,16 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "src")]
 import hubworld  # noqa: E402
 from hubworld import Hub, cpu_s, end_relay, first_line, free_port, hub, pss_mib  # noqa: E402
 
+from moorage.core.model import parse_tag  # noqa: E402
+
 OTHERS_S = 0.1
 """Between two requests of somebody else while starts are measured."""
+
+SETTLED_S = 120.0
+"""For what is left to be removed after the last kill, at most."""
+
+STOPS = 0.4
+"""Stops per second beside one start."""
 
 AT_ONCE = 50
 """Starts at once where many servers are needed and their starting is not measured."""
@@ -278,6 +290,105 @@ async def restart(directory: Path, wanted: argparse.Namespace) -> Figures:
     }
 
 
+async def kills(directory: Path, wanted: argparse.Namespace) -> Figures:
+    """The Hub is killed again and again under a start per second, with stops among them; what is left in the end."""
+    home = directory / "kills"
+    async with ours(home) as running:
+        await running.have([f"u{number}" for number in range(wanted.users)])
+        crowd = [Somebody(running, f"u{number}") for number in range(wanted.users)]
+        clicking = asyncio.create_task(click(crowd, random.Random(wanted.kills)))
+        for _ in range(wanted.kills):
+            await asyncio.sleep(wanted.between)
+            await asyncio.to_thread(running.kill)
+            await running.start_again()
+        await asyncio.sleep(wanted.between)
+        clicking.cancel()
+        await asyncio.wait([clicking])
+        cut = sum([await each.is_cut() for each in crowd])
+        deadline = time.monotonic() + SETTLED_S
+        while True:
+            starts, jobs = jobs_of_the_site(home / "jobs.log")
+            going, over = sessions_in_the_store(home)
+            nobodys, lost = jobs - going, going - jobs
+            settled = not nobodys and not lost and await running.servers("ready") == len(going)
+            if settled or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(1)
+    again = sum(count > 1 for count in starts.values())
+    sessions = {"started": str(len(starts)), "ready": str(len(going - lost)), "ended": str(over)}
+    say(f"Hub killed {wanted.kills} times, {wanted.users} people", **sessions)
+    say("  afterwards", jobs_of_nobody=str(len(nobodys)), without_job=str(len(lost)), started_twice=str(again))
+    say("  streams cut that nobody had stopped", streams=str(cut))
+    named = {"jobs_of_nobody": len(nobodys), "without_job": len(lost), "started_twice": again, "streams_cut": cut}
+    return {f"kills_{name}": value for name, value in named.items()}
+
+
+class Somebody:
+    """A person who starts a server, has a stream to it, and stops it; one after the other."""
+
+    def __init__(self, running: Hub, name: str) -> None:
+        self.running, self.name = running, name
+        self.turn = asyncio.Lock()
+        self.stream: Stream | None = None
+
+    async def click(self, start: bool) -> None:
+        """Nothing comes of it while the Hub is away, or what comes of it is never told."""
+        with contextlib.suppress(aiohttp.ClientError, OSError, EOFError, TimeoutError, RuntimeError):
+            async with asyncio.timeout(30), self.turn:
+                await (self._start() if start else self._stop())
+
+    async def _start(self) -> None:
+        options = {"service": "stub", "partition": "login"}
+        status, _ = await self.running.api("POST", f"users/{self.name}/server", json=options)
+        if status == 201 and self.stream is None:
+            self.stream = await Stream.open(self.running, self.name)
+
+    async def _stop(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.writer.close()
+        await self.running.api("DELETE", f"users/{self.name}/server")
+
+    async def is_cut(self) -> bool:
+        async with self.turn:
+            if self.stream is None:
+                return False
+            works = await self.stream.works()
+            self.stream.writer.close()
+            return not works
+
+
+async def click(crowd: list[Somebody], chance: random.Random) -> None:
+    """A start per second, and now and then a stop; what has begun goes on when this is cancelled."""
+    clicks: set[asyncio.Task[None]] = set()
+    while True:
+        wishes = [True, False] if chance.random() < STOPS else [True]
+        for start in wishes:
+            task = asyncio.create_task(chance.choice(crowd).click(start))
+            clicks.add(task)
+            task.add_done_callback(clicks.discard)
+        await asyncio.sleep(1)
+
+
+def jobs_of_the_site(file: Path) -> tuple[Tally[str], set[str]]:
+    """How many jobs each session had, by the site's own record, and the sessions whose job runs."""
+    starts, running = Tally[str](), Tally[str]()
+    for line in file.read_text().splitlines():
+        what, tag = line.split()
+        named = parse_tag(tag)
+        assert named is not None
+        starts[named[0]] += what == "start"
+        running[named[0]] += 1 if what == "start" else -1
+    return starts, {session for session, count in running.items() if count}
+
+
+def sessions_in_the_store(directory: Path) -> tuple[set[str], int]:
+    """The sessions of which something is left, and how many are over."""
+    with contextlib.closing(sqlite3.connect(directory / ".moorage" / "moorage.sqlite")) as database:
+        rows = database.execute("select id, finished from moorage_heads").fetchall()
+    return {session for session, finished in rows if not finished}, sum(finished for _, finished in rows)
+
+
 class Stream:
     """A connection of a browser through the proxy to a lab, upgraded as a WebSocket is, to an echo."""
 
@@ -415,6 +526,7 @@ FIGURES: dict[str, Callable[[Path, argparse.Namespace], Awaitable[Figures]]] = {
     "starts": starts,
     "ready": ready,
     "restart": restart,
+    "kills": kills,
     "memory": memory,
     "peers": peers,
 }
@@ -428,6 +540,9 @@ async def main() -> None:
     parser.add_argument("--peers", type=int, default=20, help="starts at once beside spawners that start processes")
     parser.add_argument("--sessions", type=int, default=1000, help="sessions for the memory, at most 1000")
     parser.add_argument("--restart", type=int, default=500, help="sessions at the restart, at most 1000")
+    parser.add_argument("--kills", type=int, default=3, help="kills of the Hub under load")
+    parser.add_argument("--between", type=float, default=10, help="seconds from one start of the Hub to its next kill")
+    parser.add_argument("--users", type=int, default=25, help="people who start and stop meanwhile")
     parser.add_argument("--polls", type=int, default=10_000, help="sessions that are polled")
     parser.add_argument("--no-lab", action="store_true", help="leave out real JupyterLabs")
     wanted = parser.parse_args()
@@ -439,7 +554,7 @@ async def main() -> None:
         with tempfile.TemporaryDirectory(prefix=f"moorage-bench-{name}-") as directory:
             Path(directory).chmod(0o755 if name == "peers" else 0o700)
             try:
-                async with asyncio.timeout(300):
+                async with asyncio.timeout(300 + wanted.kills * (wanted.between + 30)):
                     figures |= await FIGURES[name](Path(directory), wanted)
             except Exception:
                 for log in sorted(Path(directory).rglob("*.log")):
