@@ -161,7 +161,10 @@ class MoorageSpawner(Spawner):
             # Shielded: a start that was asked for comes into being, and a stop that follows has to know its id.
             self._asked = asyncio.ensure_future(service.sessions.start(request))
             self.session_id = await asyncio.shield(self._asked)
+            new = (await self._view(service)).session.attempt == 0
             await self._remember_start(service)
+            if new:
+                return  # a job gets what was kept last, and that is ours
         ours = self.api_token
         if await self._use_token_of_the_job(service) and self.api_token != ours:
             # Its job was begun just before: what it was given is what a later attempt shall get as well.
@@ -406,7 +409,7 @@ class MoorageSpawner(Spawner):
     async def _wait_for_service(self, texts: Texts) -> Service:
         """What is wrong is in the Hub's log, for its operators: it may name files."""
         try:
-            return await asyncio.wait_for(registry.wait(), 0 if registry.problem else 30)
+            return await registry.wait_briefly()
         except TimeoutError:
             raise StartFailed(texts("failed.service"), reason="service") from None
 
