@@ -42,4 +42,4 @@ $RUN pytest -q -n 2 --dist loadgroup --hypothesis-profile "$profile" "$@"
 
 # The other JupyterHub. Its own schemas of events have numbers for versions, which a library of its warns of.
 timeout 900 $RUN --with jupyterhub==5.5.4 pytest -q -n 2 -W 'ignore:The `version` property of an event schema' \
-    tests/unit/adapters/hub
+    tests/unit/adapters/hub tests/e2e/test_browser.py::test_form_start_progress_lab_and_a_cell

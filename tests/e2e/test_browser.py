@@ -55,7 +55,11 @@ def stop_by_api(demo: Demo, user: str, server: str) -> None:
 
 
 def test_form_start_progress_lab_and_a_cell(demo: Demo, visit: Visit) -> None:
-    """From the login to a number that a kernel on the simulated system has computed."""
+    """
+    From the login to a number that a kernel on the simulated system has computed, and to the end of it.
+
+    This one runs with both versions of JupyterHub; see tests/run.sh.
+    """
     page = visit()
     shot(page, "home-empty")
     new_session(page, "First steps")
@@ -82,6 +86,9 @@ def test_form_start_progress_lab_and_a_cell(demo: Demo, visit: Visit) -> None:
     assert re.search(r"4\d min", row(home, "first-steps").inner_text())
     shot(home, "home")
     accessible(home)
+    home.on("dialog", lambda dialog: dialog.accept())
+    row(home, "first-steps").get_by_role("button", name=re.compile("^Stop")).click()
+    wait_for_state(home, "first-steps", "ended")
 
 
 def compute(page: Any, code: str, expected: str) -> None:
