@@ -49,6 +49,7 @@ class Life:
         self.now = START
         self.decision: Decision = begin(a_spec(**spec))
         self.asked: list[Effect] = list(self.decision.effects)
+        self.in_vain = 0
 
     @property
     def state(self) -> Any:
@@ -74,6 +75,8 @@ class Life:
     def wake(self, after_s: float | None = None) -> State:
         """Time passes, to the planned wake-up if not told how much."""
         if after_s is None:
+            self.in_vain = self.in_vain + 1 if self.decision.wake_at <= self.now else 0
+            assert self.in_vain < 100, "it wants to be woken again and again, and no time passes"
             self.now = Instant(max(self.now, self.decision.wake_at))
             return self.take(events.Woke())
         return self.take(events.Woke(), after_s)

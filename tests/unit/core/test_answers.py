@@ -229,6 +229,9 @@ def test_no_pause_is_nothing() -> None:
     life.take(events.EndpointRead(1, JOB, None))
     assert life.state.due == life.now + 1
     assert Life(timeouts=Timeouts(call_s=1e-6)).starting().state.due == life.now + 1
+    life = Life(timeouts=Timeouts(lookup_s=1e-6)).queued()
+    life.take(events.Found(1, life.now, ()))
+    assert life.state.suspicion.lookup_at == life.now + 1
 
 
 def test_a_lookup_clears_the_suspicion_about_the_living_job_that_has_to_go() -> None:

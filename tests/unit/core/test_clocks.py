@@ -53,6 +53,12 @@ def test_the_first_question_comes_when_the_table_says() -> None:
     assert watched(Life(timeouts=Timeouts(status_first_s=2)).queued()) == [Watch(JOB, 2_000)]
 
 
+def test_the_launcher_is_looked_for_four_times_as_often_as_a_young_job_is_asked_about() -> None:
+    life = Life(timeouts=Timeouts(status_first_s=2)).starting()
+    life.take(events.EndpointRead(1, JOB, None))
+    assert life.state.due == at(life, 0.5)
+
+
 def test_a_good_path_needs_few_questions_and_a_bad_one_many() -> None:
     assert watched(Life().ready(), 7) == [Watch(JOB, 300_000)]
     assert watched(Life().degraded(), 7) == [Watch(JOB, 5_000, urgent=True)]
@@ -156,6 +162,8 @@ def test_a_wake_up_before_its_time_asks_for_nothing() -> None:
         life.now = due
         life.wake()
         assert life.kinds() == {kind}
+        if kind == "ReadEndpoint":
+            assert life.last(effects.ReadEndpoint).patient is True, "it is repeated until the report is there"
 
 
 def test_a_restart_asks_at_once_and_changes_no_time_of_the_state() -> None:

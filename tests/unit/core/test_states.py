@@ -176,6 +176,19 @@ def test_an_address_not_taken_is_told_soon() -> None:
     assert life.state == after
 
 
+def test_a_good_probe_does_not_put_off_telling_the_address() -> None:
+    """Whichever of the two is answered first."""
+    life = Life().connecting()
+    life.take(events.TunnelOpened(life.state.asked, ROUTE))
+    life.take(events.Probed(life.state.asked, good=True))
+    for _ in range(2):
+        life.take(events.EffectFailed(life.last(effects.Publish), Failure(FailureKind.UNREACHABLE)))
+        life.wake()
+        life.take(events.EffectFailed(life.last(effects.Publish), Failure(FailureKind.UNREACHABLE)))
+        life.take(events.Probed(life.state.asked, good=True), after_s=1)
+        assert (life.state.asked, life.state.due) == (0, at(life, 5))
+
+
 def test_degraded_in_full() -> None:
     life = Life().ready()
     life.take(events.PathDoubted("cut"), after_s=7)
