@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
 import time
@@ -17,6 +18,16 @@ from .files import USERS, Layout, lay_out
 from .running import DemoFailed, demonstration
 
 
+def _plain(_context: click.Context, _option: click.Parameter, directory: Path) -> Path:
+    """The key of the Slurm site is in there, and the configuration of ssh, which names it, has no way to quote all."""
+    path = directory.resolve()
+    if not re.fullmatch("[A-Za-z0-9_./+@,=:-]+", str(path)):
+        raise click.BadParameter(
+            f"found {str(path)!r}, expected a path of letters, digits and any of _ . / + @ , = : - as in ~/moorage-demo"
+        )
+    return path
+
+
 @click.command("demo", epilog=CODES)
 @click.option(
     "--chaos", is_flag=True, help="Kill and freeze parts of it now and then, and tell how two sessions come through."
@@ -29,6 +40,7 @@ from .running import DemoFailed, demonstration
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(".demo"),
     show_default=True,
+    callback=_plain,
     help="Where its files, logs and database go; kept for the next time.",
 )
 @click.option("--browser/--no-browser", default=True, help="Open the login page.")
@@ -40,7 +52,7 @@ def command(chaos: bool, port: int, directory: Path, browser: bool) -> int:
     every session and every process.
     """
     try:
-        layout = lay_out(directory.resolve(), port)
+        layout = lay_out(directory, port)
         return asyncio.run(_run(layout, chaos, browser))
     except DemoFailed as error:
         click.echo(f"moorage: {error}", err=True)

@@ -47,6 +47,14 @@ class Child:
     started_at: float = 0.0
     lines: "asyncio.Queue[str]" = field(factory=asyncio.Queue)
     reading: "asyncio.Task[None] | None" = None
+    log_from: int = 0
+    """Where in the file the log of this start begins."""
+
+    def logged(self) -> str:
+        """What it has logged since it was started."""
+        with self.log_file.open("rb") as file:
+            file.seek(self.log_from)
+            return file.read().decode("utf-8", "replace")
 
     @property
     def running(self) -> bool:
@@ -92,6 +100,7 @@ class Demo:
         hub = [sys.executable, "-m", "jupyterhub", "-f", f"{directory}/jupyterhub_config.py"]
         await self._launch("hub", hub, {"MOORAGE_SIMULATION": "1"})
         await self._answering(f"{self.layout.url}/hub/login")
+        await self._working()
         self._keeping = [asyncio.create_task(self._keep(child)) for child in self.children.values()]
 
     async def stop(self) -> None:
@@ -120,6 +129,7 @@ class Demo:
 
     async def _begin(self, child: Child) -> None:
         with child.log_file.open("ab") as file:
+            child.log_from = file.tell()
             child.process = await asyncio.create_subprocess_exec(
                 *child.command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -204,6 +214,19 @@ class Demo:
             await asyncio.sleep(0.1)
         raise DemoFailed(f"{url} does not answer; see {self.children['hub'].log_file}")
 
+    async def _working(self) -> None:
+        """The Hub answers without moorage, too, for what runs already; but then there is nothing to demonstrate."""
+        hub = self.children["hub"]
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and hub.running:
+            if await asyncio.to_thread(self._api, "GET", "users/alice/load", "moorage/api"):
+                return
+            _, told, why = (await asyncio.to_thread(hub.logged)).rpartition("moorage cannot work: ")
+            if told:
+                raise DemoFailed("moorage cannot work: " + why.partition("\n[")[0])
+            await asyncio.sleep(0.1)
+        raise DemoFailed(f"moorage does not work in the Hub; see {hub.log_file}")
+
     async def _end_sessions(self) -> None:
         """Ask the Hub to stop every server, and wait for them: jobs and files go while their systems are there."""
         hub = self.children["hub"]
@@ -232,9 +255,9 @@ class Demo:
                 found.append(f"users/{user['name']}/" + (f"servers/{name}" if name else "server"))
         return found
 
-    def _api(self, method: str, path: str) -> bytes:
+    def _api(self, method: str, path: str, part: str = "api") -> bytes:
         headers = {"Authorization": f"token {self.layout.tokens['demo']}"}
-        request = urllib.request.Request(f"{self.layout.hub_url}/hub/api/{path}", method=method, headers=headers)  # noqa: S310 (our own Hub)
+        request = urllib.request.Request(f"{self.layout.hub_url}/hub/{part}/{path}", method=method, headers=headers)  # noqa: S310 (our own Hub)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
                 return bytes(answer.read())

@@ -229,3 +229,15 @@ def test_a_simulated_site_serves_until_it_is_interrupted() -> None:
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(20) == Exit.FINE
+
+
+# demo ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_demonstration_in_a_folder_that_ssh_cannot_name_is_refused_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "my demo"
+    assert run(["demo", "--directory", str(directory)]) == Exit.USAGE
+    assert f"'--directory': found '{directory}', expected a path of letters, digits" in capsys.readouterr().err
+    assert not directory.exists()

@@ -162,8 +162,11 @@ class Language(BaseHandler):
 
 async def form_html(spawner: MoorageSpawner) -> str:
     """The form as the Hub puts it into its page: a frame, and the data from which `form.js` draws the fields."""
-    service = await asyncio.wait_for(registry.wait(), 30)
     texts, person = spawner.texts(), spawner.person()
+    try:
+        service = await registry.wait_briefly()
+    except TimeoutError:
+        raise web.HTTPError(503, texts("failed.service")) from None
     people = People(service.directory)
     data = {
         "tree": tree_of(service.choices(person), texts),

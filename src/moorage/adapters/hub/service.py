@@ -116,5 +116,14 @@ class Registry:
             await self._arrived.wait()
         return self.service
 
+    async def wait_briefly(self) -> Service:
+        """
+        The service, for somebody who sits in front of a page: it may be coming up.
+
+        Raises:
+            TimeoutError: There is none; at once if it is known why.
+        """
+        return await asyncio.wait_for(self.wait(), 0 if self.problem else 30)
+
 
 registry = Registry()

@@ -10,6 +10,8 @@ from typing import Any
 import aiohttp
 from stubworld import Hub, Start, until  # type: ignore[import-not-found]
 
+from moorage.adapters.hub.service import registry
+
 HOSTILE = "<img src=x onerror=alert(1)></script><b>\x1b[31m"
 
 
@@ -82,6 +84,22 @@ async def test_the_form_holds_the_choices_of_this_person(start_hub: Start) -> No
     ]
     assert "other groups" in partitions[2]["why"]["text"]
     assert partitions[0]["resources"]["walltime_s"] == [600, 86_400, 3_600]
+
+
+async def test_a_form_without_moorage_says_so_at_once(start_hub: Start) -> None:
+    """What is wrong is in the Hub's log: it may name files."""
+    hub = await start_hub()
+    service = registry.service
+    assert service is not None
+    async with logged_in(hub, "alice") as alice:
+        registry.withdraw("moorage.yaml:3: unknown key")
+        try:
+            status, page = await asyncio.wait_for(alice.get("spawn/alice"), 10)
+        finally:
+            registry.provide(service)
+    assert status == 503
+    assert "moorage is not running" in page
+    assert "unknown key" not in page
 
 
 async def test_the_form_starts_what_it_says(start_hub: Start) -> None:
