@@ -85,6 +85,19 @@ async def test_64_mib_arrive_unchanged_both_ways(site: Site) -> None:
     assert received.digest() == sent.digest()
 
 
+async def test_small_messages_do_not_wait_for_more(
+    server: sshd.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """paramiko's pump rests between the pieces of a download, and only there."""
+    monkeypatch.setattr("moorage.adapters.ssh.pump.GATHER_S", 5.0)
+    site = make("paramiko", server, tmp_path)
+    async with listening() as endpoint, site.open() as dialer, dialled(dialer, endpoint) as (reader, writer):
+        async with asyncio.timeout(4):
+            for _ in range(20):
+                writer.write(bytes(1000))
+                assert await reader.readexactly(1000) == bytes(1000)
+
+
 async def test_a_reader_that_stalls_stops_the_sender(site: Site) -> None:
     """The sender gets no further than the windows and buffers on the way; another stream goes on."""
     sent = 0
