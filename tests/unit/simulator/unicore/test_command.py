@@ -195,3 +195,100 @@ def test_a_wrong_fault_is_named(tmp_path: Path, text: str, words: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         main_serve(faults=path)
+
+
+# What outlives the server -------------------------------------------------------------------------------------
+
+
+COUNTS = "i=0; while [ $i -lt 600 ]; do i=$((i+1)); echo $i >> count; sleep 0.05; done"
+
+
+def counted(directory: Path) -> list[int]:
+    return [int(line) for line in (directory / "count").read_text().split()]
+
+
+def grows(directory: Path) -> None:
+    before, deadline = len(counted(directory)), time.monotonic() + 10
+    while len(counted(directory)) < before + 3:
+        assert time.monotonic() < deadline, "the job counts no more"
+        time.sleep(0.05)
+
+
+def test_jobs_outlive_a_server_that_was_killed(start: Start, tmp_path: Path) -> None:
+    """On nodes and on the login node: nobody notices but those who ask the server while it is away."""
+    config = tmp_path / "site.yaml"
+    sites = tmp_path / "sites"
+    config.write_text(
+        json.dumps({"keep": True, "timing": "fast", "partitions": [{"nodes": 2}], "directory": str(sites)})
+    )
+    command = start(config=str(config))
+    wishes = [
+        {"Executable": COUNTS, "Name": "node", "Tags": ["one"]},
+        {"Executable": COUNTS, "Job type": "ON_LOGIN_NODE"},
+        {"Executable": "sh -c 'sleep 0.5; exit 7'"},
+        {"Executable": "echo waited > count", "Resources": {"Nodes": "2"}},
+    ]
+    jobs = [command.ask("/jobs", wish)["Location"] for wish in wishes]
+    for job, status in zip(jobs, ("RUNNING", "RUNNING", "RUNNING", "QUEUED"), strict=True):
+        command.until(job, status)
+    before = [command.ask(job) for job in jobs]
+    directories = [sites / "DEMO-SITE" / "UNICORE_Jobs" / "demouser" / job.rpartition("/")[2] for job in jobs]
+    port = int(command.url.split(":")[2].split("/")[0])
+    command.end(signal.SIGKILL)
+    grows(directories[0])
+    time.sleep(0.6)  # the third job ends while nobody looks
+
+    command = start(config=str(config), port=port)
+    command.until(jobs[2], "FAILED")
+    assert command.ask(jobs[2])["exitCode"] == "7"
+    after = [command.ask(job) for job in jobs]
+    for name in ("status", "name", "tags", "submissionTime", "batchSystemID", "queue", "terminationTime"):
+        assert after[0][name] == before[0][name]
+        assert after[1][name] == before[1][name]
+    for directory in directories[:2]:
+        grows(directory)
+        assert counted(directory) == list(range(1, len(counted(directory)) + 1)), "one and the same run"
+    assert command.ask(jobs[3])["status"] == "QUEUED", "both nodes are not free"
+    # Ended by hand, nothing is left and the node is free for who waited.
+    command.ask(f"{jobs[0]}/actions/abort", {})
+    command.until(jobs[0], "FAILED")
+    command.until(jobs[3], "SUCCESSFUL")
+    quiet = len(counted(directories[0]))
+    command.ask(jobs[1], method="DELETE")
+    deadline = time.monotonic() + 10
+    while directories[1].exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert len(counted(directories[0])) == quiet
+    assert command.end() == 0
+    assert list((sites / "DEMO-SITE" / "KEPT").iterdir()) == []
+
+
+def test_a_server_that_is_told_to_stop_ends_what_it_has_from_an_earlier_one(start: Start, tmp_path: Path) -> None:
+    config = tmp_path / "site.yaml"
+    config.write_text(json.dumps({"keep": True, "timing": "fast", "directory": str(tmp_path / "sites")}))
+    command = start(config=str(config))
+    job = command.ask("/jobs", {"Executable": COUNTS})["Location"]
+    command.until(job, "RUNNING")
+    directory = tmp_path / "sites" / "DEMO-SITE" / "UNICORE_Jobs" / "demouser" / job.rpartition("/")[2]
+    command.end(signal.SIGKILL)
+    command = start(config=str(config))
+    grows(directory)
+    assert command.end() == 0
+    quiet = len(counted(directory))
+    time.sleep(0.3)
+    assert len(counted(directory)) == quiet
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"execute": "virtual", "directory": "/tmp/x"}, "keep: found execute: virtual, expected process"),
+        ({}, "keep: found no directory"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(tmp_path: Path, keys: dict[str, str], told: str) -> None:
+    config = tmp_path / "site.yaml"
+    config.write_text(json.dumps({"keep": True, **keys}))
+    with pytest.raises(ConfigError, match=told):
+        command_config(0, None, (), config, None, False)

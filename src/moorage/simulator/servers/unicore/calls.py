@@ -95,6 +95,7 @@ async def modify(call: Call, resource: Resource | Job, extra: Mapping[str, Any] 
             said[key] = "OK"
         else:
             said[key] = verdict_unknown
+    call.site.keep(resource)
     return json_answer(said)
 
 

@@ -170,8 +170,13 @@ class SiteConfig:
     virtual_runtime_s: float = 60
     largest_body: int = 16 * 1024 * 1024
     largest_file: int = 4 * 1024 * 1024 * 1024
+    keep: bool = False  # what runs outlives a killed server; the next start with its directory goes on with it
     most_jobs: int = 100_000
     most_sessions: int = 100_000
+
+    def __attrs_post_init__(self) -> None:
+        if self.keep and self.execute != "process":
+            raise ValueError(f"keep: found execute: {self.execute}, expected process; nothing else outlives the server")
 
 
 @frozen

@@ -44,9 +44,12 @@ class Runner(Protocol):
 
     `run` returns when the script ended by itself and, if `clean`, nothing of it is left. Cancelling it
     kills the script and everything it started; nothing of it is left when the cancellation is through.
+    `go_on` is the same for a script that an earlier process has started, which may have ended meanwhile.
     """
 
     async def run(self, work: Work, started: Callable[[int], None], clean: bool) -> None: ...
+
+    async def go_on(self, work: Work, clean: bool) -> None: ...
 
 
 @define(eq=False)
@@ -88,6 +91,7 @@ class BatchSystem:
         self._ended: OrderedDict[str, Entry] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
         self.refuse_with: str | None = None  # text sbatch fails with, while set
+        self.begins: Callable[[Work], None] = lambda _work: None  # told before a script is started
 
     async def submit(self, work: Work) -> str:
         """Put work into the queue; raises `RuntimeError` with sbatch's text when it is refused."""
@@ -128,6 +132,23 @@ class BatchSystem:
             await asyncio.wait([entry.task])
         self._end(entry, state)
 
+    def entry(self, batch_id: str) -> Entry | None:
+        """A live job."""
+        return self._live.get(batch_id)
+
+    def go_on(self, entry: Entry) -> None:
+        """Have a job again that an earlier process had; its script may run or have ended."""
+        self._live[entry.id] = entry
+        self._ids = itertools.count(max(next(self._ids), int(entry.id) + 1))
+        if entry.started_at is None:
+            entry.task = asyncio.create_task(self._wait_least(entry), name=f"batch job {entry.id}")
+            return
+        free = self._free[entry.work.partition]
+        for node in entry.nodes:
+            if node in free:
+                free.remove(node)
+        entry.task = asyncio.create_task(self._run(entry, again=True), name=f"batch job {entry.id}")
+
     async def close(self) -> None:
         await asyncio.gather(*(self.cancel(batch_id) for batch_id in list(self._live)))
 
@@ -146,13 +167,16 @@ class BatchSystem:
             entry.reason = "None"
             entry.task = asyncio.create_task(self._run(entry), name=f"batch job {entry.id}")
 
-    async def _run(self, entry: Entry) -> None:
-        entry.started_at = self._clock.now()
-        entry.state = "CONFIGURING" if self._timing.configuring_s else "RUNNING"
-        await self._clock.sleep(self._timing.configuring_s)
+    async def _run(self, entry: Entry, again: bool = False) -> None:
+        if entry.started_at is None:
+            entry.started_at = self._clock.now()
+            entry.state = "CONFIGURING" if self._timing.configuring_s else "RUNNING"
+            self.begins(entry.work)
+            await self._clock.sleep(self._timing.configuring_s)
         entry.state = "RUNNING"
-        limit = asyncio.create_task(self._clock.sleep(entry.work.runtime_s))
-        script = asyncio.create_task(self._script(entry.work))
+        limit_s = entry.work.runtime_s - (self._clock.now() - entry.started_at if again else 0)
+        limit = asyncio.create_task(self._clock.sleep(max(0.0, limit_s)))
+        script = asyncio.create_task(self._script(entry.work, again))
         try:
             await asyncio.wait((limit, script), return_when=asyncio.FIRST_COMPLETED)
             in_time = script.done()
@@ -165,10 +189,13 @@ class BatchSystem:
             await asyncio.wait((limit, script))
         self._end(entry, "COMPLETED" if in_time else "TIMEOUT")
 
-    async def _script(self, work: Work) -> None:
+    async def _script(self, work: Work, again: bool) -> None:
         if work.script is None:
             await asyncio.Event().wait()
-        await self._runner.run(work, lambda pid: None, clean=True)
+        if again:
+            await self._runner.go_on(work, clean=True)
+        else:
+            await self._runner.run(work, lambda pid: None, clean=True)
 
     def _end(self, entry: Entry, state: str) -> None:
         if self._live.pop(entry.id, None) is None:
@@ -190,6 +217,7 @@ class LoginNodes:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._works: dict[str, Work] = {}
 
     async def submit(self, work: Work, node: str) -> str:
         """Start at once; true after a normal return: the process has a pid."""
@@ -206,9 +234,21 @@ class LoginNodes:
             await task
             raise RuntimeError("script could not be started")
         run_id = f"INTERACTIVE_{node}_{begun.result()}"
-        self._tasks[run_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(run_id, None))
+        self._keep(run_id, work, task)
         return run_id
+
+    def go_on(self, run_id: str, work: Work) -> None:
+        """Have a run again that an earlier process has started."""
+        self._keep(
+            run_id, work, asyncio.create_task(self._runner.go_on(work, clean=False), name=f"login {work.job_id}")
+        )
+
+    def work(self, run_id: str) -> Work | None:
+        return self._works.get(run_id)
+
+    def _keep(self, run_id: str, work: Work, task: "asyncio.Task[None]") -> None:
+        self._tasks[run_id], self._works[run_id] = task, work
+        task.add_done_callback(lambda _: (self._tasks.pop(run_id, None), self._works.pop(run_id, None)))
 
     def running(self) -> list[str]:
         return list(self._tasks)

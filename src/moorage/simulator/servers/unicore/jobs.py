@@ -22,7 +22,7 @@ from .description import (
     parse,
     without_data,
 )
-from .execution import Work
+from .execution import Entry, Work
 from .script import batch_script, environment, exit_code_file, job_script, slurm_name, suffix
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Job:
     message: str = ""
     exit_code: int | None = None
     batch_id: str | None = None
+    run_id: str | None = None
+    """As the batch system or the login node calls its run; an allocation's `batch_id` is another one at first."""
     queue: str = "N/A"
     kind: str = "n/a"
     name: str = "N/A"
@@ -123,13 +125,35 @@ class Processor:
     def start(self, job: Job) -> None:
         """Remembered when it comes early; nothing when it comes late."""
         job.start_asked.set()
+        self._site.keep(job)
+
+    def go_on(self, job: Job, entry: Entry | None, work: Work | None) -> None:
+        """Move on a job that an earlier process had, from where it was."""
+        if job.done:
+            return
+        if job.directory is not None:
+            job.description = parse(job.submitted)
+        if job.run_id is not None and job.state in (State.QUEUED, State.RUNNING):
+            if entry is not None:
+                self._site.batch.go_on(entry)
+            elif work is not None:
+                self._site.login.go_on(job.run_id, work)
+            self._watched[job.run_id] = job
+            life = self._rest_of_life(job)
+        elif job.state is State.POSTPROCESSING:
+            life = self._finish(job, job.description or Description())
+        elif job.state is State.PENDING:
+            life = self._execute(job)
+        else:
+            life = self._whole_life(job, staged=job.state is State.READY)
+        job.task = asyncio.create_task(self._guard(job, life), name=f"job {job.id}")
 
     def restart(self, job: Job) -> None:
         """The same id and directory again, without the imports; nothing unless the job is done."""
         if not job.done or job.directory is None or job.description is None:
             return
         job.state, job.successful, job.message = State.PENDING, False, ""
-        job.exit_code, job.batch_id, job.raw_state, job.feed = None, None, None, asyncio.Queue()
+        job.exit_code, job.batch_id, job.run_id, job.raw_state, job.feed = None, None, None, None, asyncio.Queue()
         self._log(job, "RESTARTING job.")
         job.task = asyncio.create_task(self._guard(job, self._execute(job)), name=f"job {job.id}")
 
@@ -186,7 +210,14 @@ class Processor:
             text = f"Processing failed: eu.unicore.xnjs.ems.ExecutionException: {error}"
             await self._end(job, False, f"{text} (Command execution on TSI reported an error)")
 
-    async def _whole_life(self, job: Job) -> None:
+    async def _rest_of_life(self, job: Job) -> None:
+        """Of a job that has been submitted."""
+        assert job.description is not None
+        await self._follow(job, job.description)
+        await self._read_exit_code(job, job.description)
+        await self._finish(job, job.description)
+
+    async def _whole_life(self, job: Job, staged: bool = False) -> None:
         await self._clock.sleep(self._timing.directory_s)
         await self._stuck(job)
         self._make_directory(job)
@@ -200,7 +231,7 @@ class Processor:
         if job.allocation is not None:
             job.kind = "ON_LOGIN_NODE"
         job.login_node = self._choose_login_node(description)
-        if description.imports:
+        if description.imports and not staged:
             await self._stage_in(job, description)
         job.submitted = without_data(job.submitted)
         self._enter(job, State.READY)
@@ -215,7 +246,7 @@ class Processor:
     def _make_directory(self, job: Job) -> None:
         directory = self._site.job_directory(job)
         try:
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o700)
         except OSError as error:
             raise Failed(
@@ -303,7 +334,7 @@ class Processor:
             job.batch_id = await self._site.login.submit(work, node)
             self._log(job, f"Submitted to TSI as [{job.uid} NONE] with PID={job.batch_id.split('_')[-1]}")
             self._watched[job.batch_id] = job
-            job.raw_state = "RUNNING"
+            job.run_id, job.raw_state = job.batch_id, "RUNNING"
             await self._run_seen(job)
             return
         request = check_resources(description, self._site.config, job.queues)
@@ -314,6 +345,7 @@ class Processor:
         self._log(job, f"Submitted to TSI as [{job.uid} NONE] with BSSID={batch_id}")
         job.queue = request.partition.name
         self._watched[batch_id] = job
+        job.run_id = batch_id
         if job.kind == "ALLOCATE":
             job.batch_id = f"INTERACTIVE_{job.login_node}_{4_000 + int(batch_id) % 10_000}"
         else:
@@ -539,6 +571,7 @@ class Processor:
             text = f"Status set to {state.value[0]}."
         if text:
             self._log(job, text)
+        self._site.keep(job)
 
     async def _tell(self, job: Job) -> None:
         notify = job.description.notify if job.description else None

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import secrets
 import shlex
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from typing import IO
 from .execution import Work
 
 marker_name = "UC_SIM_RUN"  # in the environment of everything a job starts; finds what left its session
+LOOK_S = 0.1  # between two looks for a script that is not our child
+NOBODY = -1  # no process and no session
 
 
 class ProcessRunner:
@@ -24,7 +25,7 @@ class ProcessRunner:
 
     async def run(self, work: Work, started: Callable[[int], None], clean: bool) -> None:
         assert work.script is not None
-        marker = secrets.token_hex(8)
+        marker = _marker(work)
         command = _interpreter(work.script)
         try:
             with _outputs(work) as (stdout, stderr):
@@ -44,10 +45,23 @@ class ProcessRunner:
         try:
             await process.wait()
         except asyncio.CancelledError:
-            await _kill(process, marker, self._kill_s)
+            await _kill(process.pid, marker, self._kill_s)
+            await process.wait()
             raise
         if clean:
-            await _kill(process, marker, self._kill_s)
+            await _kill(process.pid, marker, self._kill_s)
+
+    async def go_on(self, work: Work, clean: bool) -> None:
+        marker = _marker(work)
+        leader = next((pid for pid in _members(NOBODY, marker) if _session_of(pid) == pid), NOBODY)
+        try:
+            while _is_of(leader, leader, marker):  # noqa: ASYNC110 (somebody else's child: nothing tells of its end)
+                await asyncio.sleep(LOOK_S)
+        except asyncio.CancelledError:
+            await _kill(leader, marker, self._kill_s)
+            raise
+        if clean:
+            await _kill(leader, marker, self._kill_s)
 
     def _environment(self, work: Work) -> dict[str, str]:
         """Nothing of this process's environment reaches a job but the language."""
@@ -64,6 +78,12 @@ class ProcessRunner:
         }
 
 
+def _marker(work: Work) -> str:
+    """The same in every process that looks after this run: names of scripts end in random letters."""
+    assert work.script is not None
+    return f"{work.job_id}.{work.script.name}"
+
+
 def _interpreter(script: Path) -> list[str]:
     """What the script's first line names."""
     with open(script, encoding="utf-8", errors="replace") as file:
@@ -78,12 +98,12 @@ def _outputs(work: Work) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         yield stdout, stderr
 
 
-async def _kill(process: asyncio.subprocess.Process, marker: str, grace_s: float) -> None:
+async def _kill(session: int, marker: str, grace_s: float) -> None:
     """SIGTERM to all of a run, SIGKILL to what is left after `grace_s`; returns when nothing is left."""
     deadline = asyncio.get_running_loop().time() + grace_s
     sent = signal.SIGTERM
     known: set[int] = set()
-    while alive := set(_members(process.pid, marker)):
+    while alive := set(_members(session, marker)):
         if asyncio.get_running_loop().time() >= deadline:
             sent, known = signal.SIGKILL, set()
         for pid in alive - known:
@@ -93,7 +113,6 @@ async def _kill(process: asyncio.subprocess.Process, marker: str, grace_s: float
                 continue
         known |= alive
         await asyncio.sleep(0.01)
-    await process.wait()
 
 
 def _members(session: int, marker: str) -> Iterator[int]:
@@ -102,15 +121,24 @@ def _members(session: int, marker: str) -> Iterator[int]:
 
     The second finds what called setsid(2); a process that also wiped its environment escapes.
     """
-    wanted = f"{marker_name}={marker}".encode()
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            after_name = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
-            if after_name[0] in (b"Z", b"X"):
-                continue
-            if int(after_name[3]) == session or wanted in Path(f"/proc/{name}/environ").read_bytes():
-                yield int(name)
-        except OSError:
-            continue
+        if name.isdigit() and _is_of(int(name), session, marker):
+            yield int(name)
+
+
+def _is_of(pid: int, session: int, marker: str) -> bool:
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if pid == os.getpid() or after_name[0] in (b"Z", b"X"):
+            return False
+        wanted = f"{marker_name}={marker}".encode()
+        return int(after_name[3]) == session or wanted in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return NOBODY

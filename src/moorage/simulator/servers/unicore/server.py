@@ -568,6 +568,8 @@ def command_config(
         if not all(name and colon for name, colon, _ in pairs):
             raise ConfigError("user: NAME:PASSWORD is expected")
         first = attrs.evolve(first, users=tuple(User(name, password) for name, _, password in pairs))
+    if server.directory is None and any(each.keep for each in server.sites):
+        raise ConfigError("keep: found no directory, expected the one that is there again at the next start")
     if not first.job_environment:
         # What this Python has installed beside it, jobs have too: the demonstration's JupyterLab.
         path = f"{Path(sys.executable).parent}{os.pathsep}$PATH"

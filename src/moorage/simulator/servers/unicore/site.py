@@ -22,6 +22,7 @@ from .description import tags_of
 from .execution import BatchSystem, LoginNodes, Runner, Work
 from .faults import Faults
 from .jobs import Job, Processor
+from .kept import Shelf
 from .notifications import Notifier
 from .processes import ProcessRunner
 from .virtual import Outcome, VirtualRunner
@@ -146,6 +147,7 @@ class Site:
         self.notifier = Notifier(self)
         self.processor = Processor(self)
         self.tunnels: set[asyncio.Task[None]] = set()
+        self.shelf = Shelf(self.directory / "KEPT") if config.keep else None
         self._loops: list[asyncio.Task[None]] = []
         self._target_of: dict[str, str] = {}
 
@@ -162,6 +164,9 @@ class Site:
             self.storages[name] = Storage(
                 name, self.key.dn, root=root, personal=personal, description=text, acl=["read:ROLE:user"]
             )
+        if self.shelf is not None:
+            self._go_on(self.shelf)
+            self.batch.begins = lambda work: self.keep(self.jobs.get(work.job_id))
         self._loops = [
             asyncio.create_task(self.processor.watch(), name="batch listing"),
             asyncio.create_task(self.processor.expire(), name="expiry"),
@@ -177,6 +182,31 @@ class Site:
         await self.login.close()
         await self.batch.close()
         await self.notifier.close()
+        if self.shelf is not None:
+            self.shelf.clear()
+
+    # --- what outlives the process -------------------------------------------------------------------
+
+    def keep(self, resource: object) -> None:
+        """A job is kept as it is now for the next start, if this site keeps any."""
+        if self.shelf is not None and isinstance(resource, Job) and resource.id in self.jobs:
+            run_id = resource.run_id or ""
+            self.shelf.put(resource, self.batch.entry(run_id), self.login.work(run_id))
+
+    def _go_on(self, shelf: Shelf) -> None:
+        for kept in shelf.jobs():
+            job = kept.job
+            job.allocation = self.jobs.get(kept.allocation or "")
+            self._have(job)
+            if job.site_id not in self.targets:
+                self.targets[job.site_id] = TargetSystem(job.site_id, job.owner)
+                self._target_of.setdefault(job.owner, job.site_id)
+            self.processor.go_on(job, kept.entry, kept.work)
+
+    def _have(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        uspace = f"{job.id}-uspace"
+        self.storages[uspace] = Storage(uspace, job.owner, ends_at=job.ends_at, job=job)
 
     # --- jobs ----------------------------------------------------------------------------------------
 
@@ -211,10 +241,9 @@ class Site:
             tags=tags_of(description),
             allocation=allocation,
         )
-        self.jobs[job.id] = job
-        uspace = f"{job.id}-uspace"
-        self.storages[uspace] = Storage(uspace, job.owner, ends_at=job.ends_at, job=job)
+        self._have(job)
         self.processor.begin(job)
+        self.keep(job)
         return job
 
     def delete_job(self, job: Job) -> None:
@@ -222,6 +251,8 @@ class Site:
         self.jobs.pop(job.id, None)
         self.storages.pop(f"{job.id}-uspace", None)
         self.processor.destroy(job)
+        if self.shelf is not None:
+            self.shelf.drop(job.id)
 
     def job_directory(self, job: Job) -> Path:
         return self.directory / "UNICORE_Jobs" / job.uid / job.id

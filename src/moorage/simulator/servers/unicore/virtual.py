@@ -42,6 +42,9 @@ class VirtualRunner:
         if outcome.exit_code is not None:
             (work.directory / exit_code_file).write_text(f"{outcome.exit_code}\n")
 
+    async def go_on(self, work: Work, clean: bool) -> None:
+        """Nothing of it is there: a site whose jobs only pass time keeps none."""
+
     def _from_environment(self, work: Work) -> Outcome:
         said = dict(work.variables)
         try:
