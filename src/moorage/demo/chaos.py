@@ -22,6 +22,8 @@ from .witnesses import witnesses
 PAUSE_S = (10, 25)
 FREEZE_S = (5, 20)
 
+SITES = (*UNICORE_SITES, "slurm")
+
 Harm = Callable[[], str]
 """Does it, and says what it was."""
 
@@ -42,7 +44,11 @@ def _harms(demo: Demo, chance: random.Random) -> list[Harm]:
         lambda: _kill(demo.children["hub"], "the Hub is killed"),
         lambda: _kill_relay(demo.layout.directory),
         lambda: _kill(demo.children["proxy"], "the proxy is killed, and every connection of a browser with it"),
-        *[lambda site=site: _freeze(demo.children[site], chance) for site in (*UNICORE_SITES, "slurm")],
+        *[lambda site=site: _freeze(demo.children[site], chance) for site in SITES],
+        *[
+            lambda site=site: _kill(demo.children[site], f"{site} is killed, its jobs are not")
+            for site in UNICORE_SITES
+        ],
     ]
 
 

@@ -91,6 +91,7 @@ def unicore_site(layout: Layout, site: str) -> dict[str, Any]:
         "sites": [
             {
                 "name": site.upper(),
+                "keep": True,
                 "users": [{"name": "jupyter", "password": layout.tokens["site"]}],
                 "partitions": partitions,
                 "login_nodes": ["login01", "login02"],
