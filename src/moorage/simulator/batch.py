@@ -460,6 +460,10 @@ class BatchSystem:
         self._changes: list[Change] = []
         self._estimates: dict[int, int] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle. Without the time, which comes with the next call: states differ only if something happened."""
+        return {**vars(self), "_now": 0, "_estimates": None}
+
     # What its owner tells it
 
     def advance(self, now: int) -> tuple[Change, ...]:
@@ -467,6 +471,15 @@ class BatchSystem:
         self._sync(now)
         changes, self._changes = tuple(self._changes), []
         return changes
+
+    def catch_up(self, now: int) -> None:
+        """
+        After a time in which nobody could call: what was due meanwhile is due now.
+
+        As after an outage of the controller: limits have gone on, but nobody was told to end, and nobody started.
+        """
+        self._due = [(max(at, now), *what) for at, *what in self._due]  # type: ignore[misc]
+        heapq.heapify(self._due)
 
     def next_at(self) -> int | None:
         """When something will happen by itself; None if nothing will. May be now, never in the past."""

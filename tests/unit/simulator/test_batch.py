@@ -1,5 +1,6 @@
 """The normal day and the known incidents of the simulated batch system, one scenario per test. Times are ms."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -448,3 +449,45 @@ def test_time_does_not_go_back() -> None:
     batch.advance(10)
     with pytest.raises(ValueError, match="back"):
         batch.advance(9)
+
+
+def test_after_an_outage_a_limit_asks_before_it_kills_and_who_waited_has_all_of_its_time() -> None:
+    batch = a_system(nodes=1)
+    running, waiting = (batch.submit(LAB, now=0) for _ in range(2))
+    batch.advance(10)
+    assert (state_of(batch, running), state_of(batch, waiting)) == (State.RUNNING, State.PENDING)
+    batch.catch_up(HOUR)
+    assert path_of(batch, HOUR) == [(HOUR, "COMPLETING"), (HOUR, "15")]
+    assert path_of(batch, HOUR + 100) == [(HOUR + 30, what) for what in ("9", "TIMEOUT", "RUNNING")]
+    job = batch.job(waiting)
+    assert job is not None
+    assert job.limit_at == HOUR + 30 + 1000
+
+
+def test_a_system_that_was_pickled_goes_on_as_if_nothing_had_been() -> None:
+    """At any moment: reservations, preemption, queue and due times are all in it, and ids go on."""
+    hosts = [Node(f"n{number}", cores=4) for number in range(1, 4)]
+    names = tuple(host.name for host in hosts)
+    low = Partition("batch", names, preempt=Preempt.REQUEUE, grace_ms=40)
+    stays = BatchSystem(hosts, [low, Partition("urgent", names[:1], priority=10)], evolve(QUICK, epilog_ms=10))
+    goes = stays
+
+    def what_happens(batch: BatchSystem, now: int) -> list[object]:
+        done: list[object] = [batch.cancel(3, now)]
+        if now % 200 == 0:
+            done.append(batch.submit(evolve(LAB, runtime_ms=70 + now % 900), now))
+        if now % 500 == 0:
+            done.append(batch.submit(evolve(LAB, partition="urgent", runtime_ms=60), now))
+        if now == 1000:
+            batch.reserve(Reservation("school", 1200, 1500, ("n2",), ("ada",)), now)
+        if now == 1300:
+            batch.fail_node("n3", now)
+        if now == 1600:
+            batch.resume_node("n3", now)
+        return [*done, batch.advance(now), batch.jobs(), batch.nodes(), batch.next_at()]
+
+    for now in range(0, 3000, 25):
+        goes = pickle.loads(pickle.dumps(goes))
+        assert what_happens(goes, now) == what_happens(stays, now)
+    assert goes.accounting() == stays.accounting()
+    assert {job.state for job in goes.accounting()} >= {State.COMPLETED, State.PREEMPTED, State.NODE_FAIL}
