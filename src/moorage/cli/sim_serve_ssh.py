@@ -30,6 +30,11 @@ from moorage.cli import CODES, Exit
     help="process: jobs are real processes of this machine; virtual: jobs only pass time.",
 )
 @click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    help="For homes, keys and jobs; it stays. Without it, a new one for this run.",
+)
+@click.option(
     "--faults",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="YAML or JSON with what goes wrong when.",
@@ -40,6 +45,7 @@ def command(
     authorized_keys: Path | None,
     config: Path | None,
     execute: str | None,
+    directory: Path | None,
     faults: Path | None,
 ) -> int:
     """
@@ -57,6 +63,7 @@ def command(
             authorized_keys=authorized_keys,
             config=config,
             execute=execute,
+            directory=directory,
             faults=faults,
         )
     except (ConfigError, ValueError) as error:

@@ -210,9 +210,10 @@ def _until_children(process: "subprocess.Popen[bytes]") -> list[int]:
     raise AssertionError("no workers")
 
 
-def test_a_simulated_login_node_serves_until_it_is_interrupted() -> None:
+def test_a_simulated_login_node_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    options = ["--execute", "virtual", "--directory", str(tmp_path / "node")]
     with subprocess.Popen(
-        [sys.executable, "-m", "moorage.cli", "sim", "serve", "ssh", "--execute", "virtual"],
+        [sys.executable, "-m", "moorage.cli", "sim", "serve", "ssh", *options],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -223,6 +224,8 @@ def test_a_simulated_login_node_serves_until_it_is_interrupted() -> None:
                 said.append(process.stdout.readline().strip())
             assert said[0].startswith("ssh://127.0.0.1:")
             assert said[1].startswith("host-key: ssh-")
+            assert f"directory: {tmp_path / 'node'}" in said
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(30) == Exit.FINE
+    assert (tmp_path / "node" / "host_key").exists()
