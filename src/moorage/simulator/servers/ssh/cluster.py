@@ -3,16 +3,21 @@ The batch system behind the login node: `simulator.batch` in this machine's time
 
 A thread moves time on and carries out what the batch system decides: it starts scripts, sends signals, and tells when
 a script has ended. All calls are safe from any thread.
+
+With `keep`, state is written down before it is carried out (`kept`). So a server that is killed in between has either
+not told anybody of a change, or the next one finds it written and makes up for what is missing.
 """
 
 import contextlib
+import functools
+import logging
 import os
 import secrets
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -33,6 +38,10 @@ from moorage.simulator.batch import (
 
 from .config import NodeConfig
 from .faults import Faults, Rule
+from .kept import Kept
+from .kept import State as KeptState
+
+log = logging.getLogger(__name__)
 
 MARKER = "MOORAGE_SIM_NODE"
 """In the environment of every process of a server: finds what left its process group."""
@@ -97,7 +106,10 @@ class Cluster:
     """
     Args:
         environment: Of every process; the job's own variables are added.
-        spool: A private directory for scripts.
+        spool: A private directory for scripts, and for what is kept.
+
+    Raises:
+        CannotGoOn: What was kept in the spool is of no use.
     """
 
     config: NodeConfig
@@ -109,7 +121,9 @@ class Cluster:
     _batch: BatchSystem = field(init=False)
     _lock: threading.RLock = field(init=False, factory=threading.RLock)
     _moved: threading.Condition = field(init=False)
-    _processes: dict[tuple[int, int], "subprocess.Popen[bytes]"] = field(init=False, factory=dict)
+    _kept: Kept | None = field(init=False, default=None)
+    _runs: set[tuple[int, int]] = field(init=False, factory=set)
+    """Those with processes."""
     _stopping: bool = field(init=False, default=False)
     _threads: list[threading.Thread] = field(init=False, factory=list)
     _last: int = field(init=False, default=0)
@@ -118,6 +132,8 @@ class Cluster:
     def __attrs_post_init__(self) -> None:
         self._moved = threading.Condition(self._lock)
         self._batch = _batch(self.config)
+        if self.config.keep:
+            self._go_on(Kept(self.spool.absolute() / "kept"))
         thread = threading.Thread(target=self._tick, name="sim-ssh cluster", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -151,8 +167,8 @@ class Cluster:
     def freeze(self, job: int, frozen_: bool = True) -> None:
         """Stop all processes of a job without ending it: a node that hangs (F-S4)."""
         with self._lock:
-            for (number, run), process in self._processes.items():
-                if number == job and process.poll() is None:
+            for number, run in self._runs:
+                if number == job:
                     self._signal(number, run, signal.SIGSTOP if frozen_ else signal.SIGCONT)
 
     def close(self) -> None:
@@ -163,6 +179,52 @@ class Cluster:
         kill_marked(self.marker)
         for thread in self._threads:
             thread.join(5)
+        if self._kept is not None:
+            self._kept.remove()
+
+    # What another server has left
+
+    def _go_on(self, kept: Kept) -> None:
+        with self._moved:
+            if state := kept.load():
+                self.marker, self._batch, self.works = state.marker, state.batch, dict(state.works)
+            self._kept = kept
+            runs = [job for job in self._batch.jobs() if job.alive]
+            # What is in no run was to be killed when the server was; what people started themselves is theirs.
+            kill_marked(f"{self.marker}-", but=[f"{self.marker}-exec-", *(self._mark(job.id, job.run) for job in runs)])
+            now = self._now()
+            # A millisecond later, because a run that has ended did so before anybody noticed its limit.
+            self._batch.catch_up(now + 1)
+            over = [job for job in runs if self._is_over(job, kept)]
+            for job in over:
+                kill_marked(self._mark(job.id, job.run))
+                self._batch.finish(job.id, kept.code(f"{job.id}-{job.run}"), now, run=job.run)
+            for job in runs:
+                if job not in over:
+                    self._adopt(job, kept)
+            self._save()
+
+    def _is_over(self, job: Job, kept: Kept) -> bool:
+        run = f"{job.id}-{job.run}"
+        is_started = job.state is not State.RUNNING or kept.has_begun(run)
+        return is_started and kept.leader(run, marked(self._mark(job.id, job.run))) is None
+
+    def _adopt(self, job: Job, kept: Kept) -> None:
+        run = f"{job.id}-{job.run}"
+        leader = kept.leader(run, marked(self._mark(job.id, job.run)))
+        if leader is None and not kept.has_begun(run):
+            self._start(job.id, job.run)
+        else:
+            self._watch(job.id, job.run, functools.partial(kept.wait, run, leader))
+
+    def _save(self) -> None:
+        if self._kept is None:
+            return
+        try:
+            self._kept.save(KeptState(self.marker, self._batch, self.works))
+        except OSError as error:
+            # As with slurmctld: a full disk does not stop the cluster.
+            log.error("the state of the cluster was not written: %s", error)
 
     # The thread
 
@@ -232,17 +294,18 @@ class Cluster:
     def _carry_out(self, changes: tuple[Change, ...]) -> None:
         if self._stopping:
             return
+        self._save()
         for change in changes:
             if isinstance(change, Moved):
                 if change.after is State.RUNNING:
-                    self._start(change)
+                    self._start(change.job, change.run)
                 elif change.after.is_final:
                     self._end(change.job, change.run)
             elif not _is_withheld(self.faults, change.signal):
                 self._signal(change.job, change.run, change.signal)
 
-    def _start(self, change: Moved) -> None:
-        work, job = self.works.get(change.job), self._batch.job(change.job)
+    def _start(self, number: int, run: int) -> None:
+        work, job = self.works.get(number), self._batch.job(number)
         if self.config.execute == "virtual" or work is None or job is None:
             return
         try:
@@ -250,11 +313,15 @@ class Cluster:
         except OSError as error:
             # As with Slurm: a directory that is gone fails the job, not the cluster.
             self._note(work, f"slurmstepd: error: {error}\n")
-            self._batch.finish(change.job, 1, self._now(), run=change.run)
+            self._batch.finish(number, 1, self._now(), run=run)
             return
-        self._processes[change.job, change.run] = process
+        self._watch(number, run, process.wait)
+
+    def _watch(self, number: int, run: int, wait: Callable[[], int]) -> None:
+        """Be there when the run ends. `wait` returns then."""
+        self._runs.add((number, run))
         thread = threading.Thread(
-            target=self._reap, args=(change.job, change.run, process), name=f"sim-ssh job {change.job}", daemon=True
+            target=self._reap, args=(number, run, wait), name=f"sim-ssh job {number}", daemon=True
         )
         self._threads = [each for each in self._threads if each.is_alive()]
         self._threads.append(thread)
@@ -262,12 +329,15 @@ class Cluster:
 
     def _spawn(self, work: Work, job: Job) -> "subprocess.Popen[bytes]":
         mode = "ab" if work.append or job.run else "wb"
+        command = [*work.interpreter, str(work.script), *work.arguments]
+        if self._kept is not None:
+            command = self._kept.wrapped(f"{job.id}-{job.run}", command)
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(open(_log(work, work.stdout, job), mode))
             same = not work.stderr or work.stderr == work.stdout
             err = out if same else stack.enter_context(open(_log(work, work.stderr, job), mode))
             return subprocess.Popen(  # noqa: S603 (running what is submitted is what a batch system is for)
-                [*work.interpreter, str(work.script), *work.arguments],
+                command,
                 cwd=work.directory,
                 env={
                     **work.environment,
@@ -280,23 +350,25 @@ class Cluster:
                 start_new_session=True,
             )
 
-    def _reap(self, number: int, run: int, process: "subprocess.Popen[bytes]") -> None:
-        code = process.wait()
+    def _reap(self, number: int, run: int, wait: Callable[[], int]) -> None:
+        code = wait()
         # Slurm ends everything that a batch script leaves behind.
         kill_marked(self._mark(number, run))
         with self._moved:
-            self._processes.pop((number, run), None)
+            self._runs.discard((number, run))
             if not self._stopping:
+                if self._kept is not None:
+                    code = self._kept.code(f"{number}-{run}")
                 self._batch.finish(number, 128 - code if code < 0 else code, self._now(), run=run)
                 self._moved.notify_all()
 
     def _end(self, number: int, run: int) -> None:
-        if (number, run) in self._processes:
+        if (number, run) in self._runs:
             self._signal(number, run, signal.SIGKILL)
 
     def _signal(self, number: int, run: int, what: int) -> None:
         """To all processes of a run, also those with a session of their own, such as kernels."""
-        if (number, run) in self._processes:
+        if (number, run) in self._runs:
             for pid in marked(self._mark(number, run)):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, what)
@@ -377,23 +449,24 @@ def _log(work: Work, pattern: str, job: Job) -> Path:
     return work.directory / pattern
 
 
-def kill_marked(mark: str, seconds: float = 3.0) -> None:
-    """Kill every process whose marker begins like that, until there is none."""
+def kill_marked(mark: str, seconds: float = 3.0, but: Sequence[str] = ()) -> None:
+    """Kill every process whose marker begins like that, and like none in `but`, until there is none."""
     until = time.monotonic() + seconds
-    while (found := list(marked(mark))) and time.monotonic() < until:
+    while (found := list(marked(mark, but))) and time.monotonic() < until:
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
-def marked(mark: str) -> Iterator[int]:
-    """Live processes whose marker begins like that; what wiped its environment escapes."""
-    wanted = f"\0{MARKER}={mark}".encode()
+def marked(mark: str, but: Sequence[str] = ()) -> Iterator[int]:
+    """Live processes whose marker begins like that, and like none in `but`; what wiped its environment escapes."""
+    wanted, others = f"\0{MARKER}={mark}".encode(), [f"\0{MARKER}={other}".encode() for other in but]
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError):
-                if wanted not in b"\0" + Path(f"/proc/{name}/environ").read_bytes():
+                environment = b"\0" + Path(f"/proc/{name}/environ").read_bytes()
+                if wanted not in environment or any(other in environment for other in others):
                     continue
                 if Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
                     yield int(name)

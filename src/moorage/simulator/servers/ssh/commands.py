@@ -6,6 +6,7 @@ What is not simulated is refused as Slurm refuses unknown options, never ignored
 Source: the manual pages; messages and formats compared with a real 22.05.8.
 """
 
+import contextlib
 import getopt
 import itertools
 import posixpath
@@ -135,8 +136,7 @@ def _sbatch(cluster: Cluster, called: Called) -> Printed:
     options = {**_directives(text), **environment, **command_line}
     directory = called.directory / options.get("chdir", ".")
     request = _request(cluster, called.account, options, name)
-    spool = cluster.spool / f"script-{next(_scripts)}"
-    spool.write_text(text, encoding="utf-8")
+    spool = _spooled(cluster.spool, text)
     interpreter = tuple(text.split("\n", 1)[0][2:].split()[:2])
     output = options.get("output", "slurm-%j.out")
     environment_of_job = {**called.environment}
@@ -155,6 +155,16 @@ def _sbatch(cluster: Cluster, called: Called) -> Printed:
             before = f"sbatch: error: invalid partition specified: {request.partition}\n"
         raise _Failed(f"{before}sbatch: error: Batch job submission failed: {_MESSAGES[refused.why]}") from refused
     return Printed(out=f"{number}\n" if "parsable" in options else f"Submitted batch job {number}\n")
+
+
+def _spooled(spool: Path, text: str) -> Path:
+    """A copy of the script, beside those of servers before this one, which jobs may be running."""
+    for number in _scripts:
+        path = spool / f"script-{number}"
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            return path
+    raise AssertionError("numbers do not end")
 
 
 _scripts = itertools.count(1)

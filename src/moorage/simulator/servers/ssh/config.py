@@ -7,7 +7,7 @@ from typing import Any
 
 import cattrs
 import yaml
-from attrs import Factory, evolve, field, frozen, validators
+from attrs import Attribute, Factory, evolve, field, frozen, validators
 from cattrs.errors import BaseValidationError
 from cattrs.v import format_exception, transform_error
 
@@ -112,6 +112,8 @@ class NodeConfig:
         accounts: Who can log in; without any, the person who runs the simulation.
         accounting: Whether `sacct` knows anything.
         execute: `process`: jobs are processes of this machine. `virtual`: jobs only pass time.
+        keep: Jobs outlive a server that is killed, and the next one in the same directory goes on with them; only with
+            jobs that are processes.
         speed: How many seconds of a virtual cluster pass in one of ours.
         environment: Variables of commands and jobs, beside the usual ones. PATH is put before theirs.
         forwards: Whether connections and sockets are forwarded.
@@ -126,11 +128,17 @@ class NodeConfig:
     timing: Timing = Timing()
     accounting: bool = True
     execute: str = field(default="process", validator=validators.in_(("process", "virtual")))
+    keep: bool = field(default=False)
     speed: float = field(default=1.0, validator=_positive)
     environment: Mapping[str, str] = Factory(dict)
     forwards: bool = True
     greeting: str = ""
     largest_file: int = field(default=64 << 20, validator=_positive)
+
+    @keep.validator
+    def _check_keep(self, attribute: "Attribute[bool]", value: bool) -> None:
+        if value and self.execute != "process":
+            raise ValueError("keep: only jobs that are processes can be kept (execute: process)")
 
     def everybody(self) -> tuple[Account, ...]:
         """The accounts, with the default filled in."""

@@ -27,6 +27,7 @@ from .config import Account, NodeConfig, load
 from .connection import Disconnected, Node, serve_connection, simulate
 from .faults import Faults, Rule
 from .faults import load as load_faults
+from .kept import alone
 
 
 @define(eq=False)
@@ -80,6 +81,8 @@ def serve(
     """
     Serve on 127.0.0.1 while the context lasts; afterwards no process, thread or file is left.
 
+    With `NodeConfig.keep` a server in the directory of one that was killed goes on with its jobs.
+
     Args:
         host_key: File with a private key, made if it is not there; without it one in the directory.
         authorized_keys: Public keys that are good for every account; without it a key is made (`Running.key_file`).
@@ -88,15 +91,19 @@ def serve(
 
     Raises:
         OSError: The port is taken, or a file cannot be read or written.
-        ValueError: A key file holds no key.
+        ValueError: A key file holds no key; or nothing can be kept in this directory (`NodeConfig.keep`).
     """
     config = config or NodeConfig()
+    if config.keep and directory is None:
+        raise ValueError("keep: only a directory that is named can be found again")
     with contextlib.ExitStack() as stack:
         if directory is None:
             directory = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="sim-ssh-", ignore_cleanup_errors=True))
             )
         _make_directories(config, directory)
+        if config.keep:
+            stack.enter_context(alone(directory))
         key = _host_key(host_key, directory)
         key_file, keys = _keys(config, authorized_keys, directory)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", port), backlog=200))
