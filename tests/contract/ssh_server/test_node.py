@@ -164,6 +164,31 @@ def test_a_cancelled_job_takes_with_it_what_left_its_session() -> None:
         transport.close()
 
 
+@pytest.mark.skipif(os.getuid() == 0, reason="nothing hides from root")
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("how", ["scancel", "close"])
+def test_a_job_that_hides_its_environment_ends(tmp_path: Path, keep: bool, how: str) -> None:
+    """As the launcher does, in the place of the script."""
+    hides = "import ctypes, os, time; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); print(os.getpid(), flush=True)"
+    script = f"#!/bin/sh\nexec {sys.executable} -c '{hides}; time.sleep(1000)'\n"
+    with serve(NodeConfig(accounts=ALICE, timing=Timing.fast(), keep=keep), directory=tmp_path) as running:
+        (tmp_path / "homes" / "alice" / "job.sh").write_text(script)
+        transport = login(running)
+        run(transport, "sbatch --output=out job.sh")
+        out = tmp_path / "homes" / "alice" / "out"
+        until(lambda: out.exists() and out.read_text().endswith("\n"))
+        pid = int(out.read_text())
+        with pytest.raises(PermissionError):
+            Path(f"/proc/{pid}/environ").read_bytes()
+        if how == "scancel":
+            run(transport, "scancel 1")
+            until(lambda: run(transport, "squeue -h") == "")
+        else:
+            transport.close()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    transport.close()
+
+
 def test_virtual_jobs_pass_time_that_a_test_moves() -> None:
     config = NodeConfig(accounts=ALICE, nodes=Nodes(1, 1), execute="virtual", timing=Timing.real())
     with serve(config, clock=ManualClock()) as running:

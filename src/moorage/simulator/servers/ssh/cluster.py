@@ -122,8 +122,8 @@ class Cluster:
     _lock: threading.RLock = field(init=False, factory=threading.RLock)
     _moved: threading.Condition = field(init=False)
     _kept: Kept | None = field(init=False, default=None)
-    _runs: set[tuple[int, int]] = field(init=False, factory=set)
-    """Those with processes."""
+    _runs: dict[tuple[int, int], "subprocess.Popen[bytes] | None"] = field(init=False, factory=dict)
+    """Those with processes; which of them is our child."""
     _stopping: bool = field(init=False, default=False)
     _threads: list[threading.Thread] = field(init=False, factory=list)
     _last: int = field(init=False, default=0)
@@ -177,6 +177,9 @@ class Cluster:
             self._stopping = True
             self._moved.notify_all()
         kill_marked(self.marker)
+        for process in tuple(self._runs.values()):
+            if process is not None:
+                process.kill()
         for thread in self._threads:
             thread.join(5)
         if self._kept is not None:
@@ -215,7 +218,7 @@ class Cluster:
         if leader is None and not kept.has_begun(run):
             self._start(job.id, job.run)
         else:
-            self._watch(job.id, job.run, functools.partial(kept.wait, run, leader))
+            self._watch(job.id, job.run, functools.partial(kept.wait, run, leader), None)
 
     def _save(self) -> None:
         if self._kept is None:
@@ -315,11 +318,11 @@ class Cluster:
             self._note(work, f"slurmstepd: error: {error}\n")
             self._batch.finish(number, 1, self._now(), run=run)
             return
-        self._watch(number, run, process.wait)
+        self._watch(number, run, process.wait, process)
 
-    def _watch(self, number: int, run: int, wait: Callable[[], int]) -> None:
+    def _watch(self, number: int, run: int, wait: Callable[[], int], process: "subprocess.Popen[bytes] | None") -> None:
         """Be there when the run ends. `wait` returns then."""
-        self._runs.add((number, run))
+        self._runs[number, run] = process
         thread = threading.Thread(
             target=self._reap, args=(number, run, wait), name=f"sim-ssh job {number}", daemon=True
         )
@@ -355,7 +358,7 @@ class Cluster:
         # Slurm ends everything that a batch script leaves behind.
         kill_marked(self._mark(number, run))
         with self._moved:
-            self._runs.discard((number, run))
+            self._runs.pop((number, run), None)
             if not self._stopping:
                 if self._kept is not None:
                     code = self._kept.code(f"{number}-{run}")
@@ -368,10 +371,14 @@ class Cluster:
 
     def _signal(self, number: int, run: int, what: int) -> None:
         """To all processes of a run, also those with a session of their own, such as kernels."""
-        if (number, run) in self._runs:
-            for pid in marked(self._mark(number, run)):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, what)
+        if (number, run) not in self._runs:
+            return
+        found, process = list(marked(self._mark(number, run))), self._runs[number, run]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, what)
+        if process is not None and process.pid not in found:
+            process.send_signal(what)  # it hides its environment
 
     def _mark(self, number: int, run: int) -> str:
         return f"{self.marker}-{number}-{run}-"
@@ -460,13 +467,30 @@ def kill_marked(mark: str, seconds: float = 3.0, but: Sequence[str] = ()) -> Non
 
 
 def marked(mark: str, but: Sequence[str] = ()) -> Iterator[int]:
-    """Live processes whose marker begins like that, and like none in `but`; what wiped its environment escapes."""
+    """
+    Live processes whose marker begins like that, and like none in `but`.
+
+    What wiped its environment escapes. What hides it, as the launcher does (PR_SET_DUMPABLE; nothing hides from root),
+    is found if its parent is.
+    """
     wanted, others = f"\0{MARKER}={mark}".encode(), [f"\0{MARKER}={other}".encode() for other in but]
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):
-                environment = b"\0" + Path(f"/proc/{name}/environ").read_bytes()
-                if wanted not in environment or any(other in environment for other in others):
-                    continue
-                if Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
-                    yield int(name)
+    found, hidden = set[int](), dict[int, int]()
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
+        with contextlib.suppress(OSError):
+            try:
+                environment = b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+            except PermissionError:
+                hidden[pid] = _stat(pid)[1]
+                continue
+            is_wanted = wanted in environment and not any(other in environment for other in others)
+            if is_wanted and _stat(pid)[0] not in ("Z", "X"):
+                found.add(pid)
+    while more := {pid for pid, parent in hidden.items() if parent in found} - found:
+        found |= more
+    yield from sorted(found)
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """State and parent of a process. Source: proc(5), after a name that may have any character in it."""
+    state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+    return state.decode(), int(parent)
