@@ -219,7 +219,7 @@ def test_a_repair_asks_for_the_very_path_and_launcher() -> None:
             if tries % 3 == 0:
                 assert life.kinds() == {"OpenTunnel", "ReadEndpoint"}
                 read = life.last(effects.ReadEndpoint)
-                assert (read.job, read.tag) == (JOB, tag_of(a_spec(), 1))
+                assert (read.job, read.tag, read.patient) == (JOB, tag_of(a_spec(), 1), False)
             else:
                 assert life.kinds() == {"OpenTunnel"}
 

@@ -1,5 +1,7 @@
 """Whole states: what exactly is remembered after each kind of answer, and when the session acts again."""
 
+from itertools import permutations
+
 import pytest
 from attrs import evolve
 from tests.unit.core.life import ENDPOINT, JOB, ROUTE, START, Life, a_spec
@@ -143,6 +145,7 @@ def test_ready_in_full() -> None:
     assert life.state == Ready(ON_NODE, ENDPOINT, ROUTE, life.now, at(life, 3_600), published=True)
     life.wake()
     assert life.state == evolve(life.state, asked=life.last(effects.Probe).number, due=at(life, 60))
+    assert not life.last(effects.Probe).patient, "a lab that was there needs no time to come up"
     life.take(events.Probed(life.state.asked, good=True), after_s=1)
     assert (life.state.asked, life.state.due) == (0, at(life, 3_600))
 
@@ -398,3 +401,45 @@ def test_doubt_about_a_job_that_has_to_go_changes_nothing() -> None:
     assert suspicion == Suspicion(Gone(EndReason.CANCELLED), life.now, NEVER)
     life.seen(observation=Alive(Phase.ENDING))
     assert residue(life, Left.JOB).suspicion is None
+
+
+# The end --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        (EndReason.FINISHED, Cause.FINISHED),
+        (EndReason.FAILED, Cause.FAILED),
+        (EndReason.CANCELLED, Cause.CANCELLED_ELSEWHERE),
+        (EndReason.WALLTIME, Cause.WALLTIME),
+        (EndReason.PREEMPTED, Cause.PREEMPTED),
+        (EndReason.NODE_FAILED, Cause.NODE_FAILED),
+        (EndReason.OUT_OF_MEMORY, Cause.OUT_OF_MEMORY),
+        (EndReason.ABSENT, Cause.VANISHED),
+    ],
+)
+def test_how_a_job_ended_is_told_as_it_was(reason: EndReason, cause: Cause) -> None:
+    life = Life().starting()
+    for _ in range(2):
+        life.seen(observation=Gone(reason), after_s=31)
+    assert life.state.cause is cause
+
+
+@pytest.mark.parametrize("order", list(permutations([Left.TUNNEL, Left.ROUTE, Left.JOB])), ids=str)
+def test_a_session_ends_when_its_path_and_its_job_are_confirmed_gone(order: tuple[Left, ...]) -> None:
+    """In whatever order that is told, and not one of them earlier; its secret may come later."""
+    life = Life().ready()
+    life.take(events.StopAsked())
+    closing, withdrawing = life.last(effects.CloseTunnel), life.last(effects.Withdraw)
+    answers = {
+        Left.TUNNEL: [events.TunnelClosed(closing.number)],
+        Left.ROUTE: [events.Withdrawn(withdrawing.number)],
+        Left.JOB: [events.Observed(JOB, at(life, seconds), Gone(EndReason.CANCELLED)) for seconds in (1, 7)],
+    }
+    for left in order:
+        assert isinstance(life.state, Stopping)
+        for answer in answers[left]:
+            life.take(answer)
+    assert isinstance(life.state, Ended)
+    assert {left.kind for left in life.decision.session.residue} == {Left.SECRET, Left.FILES}
