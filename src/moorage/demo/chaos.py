@@ -45,10 +45,7 @@ def _harms(demo: Demo, chance: random.Random) -> list[Harm]:
         lambda: _kill_relay(demo.layout.directory),
         lambda: _kill(demo.children["proxy"], "the proxy is killed, and every connection of a browser with it"),
         *[lambda site=site: _freeze(demo.children[site], chance) for site in SITES],
-        *[
-            lambda site=site: _kill(demo.children[site], f"{site} is killed, its jobs are not")
-            for site in UNICORE_SITES
-        ],
+        *[lambda site=site: _kill(demo.children[site], f"{site} is killed, its jobs are not") for site in SITES],
     ]
 
 

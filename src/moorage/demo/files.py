@@ -106,6 +106,7 @@ def slurm_site() -> dict[str, Any]:
     """A simulated login node with Slurm behind it; see `moorage.simulator.servers.ssh.config`."""
     return {
         "cluster": "uni",
+        "keep": True,
         "accounts": [{"name": "jupyter", "accounts": ["teaching", "research"]}],
         "nodes": {"count": 4, "cores": 16, "memory_mib": 64_000},
         "partitions": [

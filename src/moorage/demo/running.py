@@ -153,9 +153,6 @@ class Demo:
             self.say(f"{child.name} has died ({code}); starting it again")
             if time.monotonic() - child.started_at < 5:
                 await asyncio.sleep(2)
-            if child.name == "slurm":
-                # This one keeps its jobs in memory: what it ran when it died belongs to nobody.
-                await asyncio.to_thread(end_orphans, self.layout.directory / "sites" / child.name)
             await self._begin(child)
 
     async def _end(self, name: str) -> None:
