@@ -111,7 +111,13 @@ class Job:
         command = [self.python, "-I", "-S", LAUNCHER_NAME, PLAN_NAME]
         with (self.directory / "stdout").open("wb") as out, (self.directory / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
-                command, cwd=self.directory, env=self.environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL
+                command,
+                cwd=self.directory,
+                env=self.environment,
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run below nohup
             )
         return self
 
