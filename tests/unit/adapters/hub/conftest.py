@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,13 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import stubworld  # noqa: E402  (the Hub's configuration names it, so it has to be importable by name)
-from stubworld import Hub, Start, stop_hub  # noqa: E402
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+from stubworld import Hub, Start, free_port, stop_hub  # noqa: E402
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ dictionary; one HTTP server in place of all labs.
 
 import asyncio
 import secrets
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -250,6 +251,12 @@ CATALOG = Catalog(
         )
     },
 )
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 async def until(condition: object, seconds: float = 10) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from stubworld import Start
+from stubworld import Start, free_port  # type: ignore[import-not-found]
 
-from conftest import free_port  # type: ignore[import-not-found]  # beside this file
 from moorage.adapters.hub import registry
 from moorage.adapters.hub.notices import BODY_LIMIT
 from moorage.core.model import Owner, SessionKey, SystemName
