@@ -271,8 +271,7 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         for live in self.live.values():
-            for waiting in (live.created, *(saved for _, saved in live.mailbox)):
-                _fail(waiting, _closed())
+            _fail_all(live, _closed())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of this runner; one that dies of an exception is a bug and says so."""
@@ -523,8 +522,7 @@ class Runner:
             live.version = await self._create_once(decision.session, now)
         except BaseException as error:
             self._forget(live)
-            for waiting in (created, *(saved for _, saved in live.mailbox)):
-                _fail(waiting, error)
+            _fail_all(live, error)
             if isinstance(error, StoreFailed):
                 return
             raise
@@ -683,6 +681,11 @@ def _fail(waiting: "asyncio.Future[None] | None", error: BaseException) -> None:
     if waiting is not None and not waiting.done():
         waiting.set_exception(_closed() if isinstance(error, asyncio.CancelledError) else error)
         waiting.exception()  # the caller may have gone; nobody has to be told twice
+
+
+def _fail_all(live: Live, error: BaseException) -> None:
+    for waiting in (live.created, *(saved for _, saved in live.mailbox)):
+        _fail(waiting, error)
 
 
 def _closed() -> StoreFailed:
