@@ -332,12 +332,14 @@ class Job:
         self.gate = Gate(secrets.gate, plan["tag"], self.nonce)
         self.endpoint = ""
         self.signals: List[int] = []
+        # nohup means it
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self.heeded = [signal.SIGTERM, signal.SIGINT] + ([] if ignored else [signal.SIGHUP])
 
     def open_gate(self) -> None:
         """Connections are taken in from now on, into the backlog; they are answered when the event loop runs."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
-                signal.signal(number, self.signalled)
+        for number in self.heeded:
+            signal.signal(number, self.signalled)
         self.listener, where = self.bind()
         document = {"kind": "endpoint", "version": VERSION, "protocol": PROTOCOL, "time": int(time.time())}
         document.update(self.identity())
@@ -485,9 +487,8 @@ class Launcher:
             server = await asyncio.start_unix_server(self.accept, sock=listener, limit=CHUNK)
         else:
             server = await asyncio.start_server(self.accept, sock=listener, limit=CHUNK)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self.loop.add_signal_handler(number, self.signalled, number)
+        for number in self.job.heeded:
+            self.loop.add_signal_handler(number, self.signalled, number)
         self.loop.add_signal_handler(signal.SIGCHLD, self.lab.reap)
         try:
             if self.callback:
