@@ -15,14 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .files import UNICORE_SITES
+from .files import SITES
 from .running import Child, Demo
 from .witnesses import witnesses
 
 PAUSE_S = (10, 25)
 FREEZE_S = (5, 20)
-
-SITES = (*UNICORE_SITES, "slurm")
 
 Harm = Callable[[], str]
 """Does it, and says what it was."""

@@ -8,6 +8,7 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -20,8 +21,10 @@ from .running import DemoFailed, demonstration
 
 def _plain(_context: click.Context, _option: click.Parameter, directory: Path) -> Path:
     """The key of the Slurm site is in there, and the configuration of ssh, which names it, has no way to quote all."""
+    from moorage.adapters.ssh.hosts import KeyPath
+
     path = directory.resolve()
-    if not re.fullmatch("[A-Za-z0-9_./+@,=:-]+", str(path)):
+    if not re.fullmatch(get_args(KeyPath)[1].pattern, str(path)):
         raise click.BadParameter(
             f"found {str(path)!r}, expected a path of letters, digits and any of _ . / + @ , = : - as in ~/moorage-demo"
         )

@@ -13,6 +13,7 @@ from attrs import frozen
 
 USERS = ("alice", "admin")
 UNICORE_SITES = ("juwels", "jureca")
+SITES = (*UNICORE_SITES, "slurm")
 
 
 @frozen
@@ -39,7 +40,7 @@ def lay_out(directory: Path, port: int = 0) -> Layout:
     directory.chmod(0o700)
     file = directory / "layout.json"
     kept: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    names = ("public", "proxy_api", "hub", *UNICORE_SITES, "slurm")
+    names = ("public", "proxy_api", "hub", *SITES)
     ports = {name: kept.get("ports", {}).get(name, 0) for name in names}
     if port:
         ports["public"] = port

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attrs import define, field
 
-from .files import UNICORE_SITES, Layout, write_all, write_moorage
+from .files import SITES, UNICORE_SITES, Layout, write_all, write_moorage
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Demo:
         for name in ("hub", "proxy"):
             await self._end(name)
         await asyncio.to_thread(_end_relay, self.layout.directory)
-        for name in (*UNICORE_SITES, "slurm"):
+        for name in SITES:
             await self._end(name)
         await asyncio.to_thread(end_orphans, self.layout.directory / "sites")
 
