@@ -198,27 +198,18 @@ class Cluster:
             now = self._now()
             # A millisecond later, because a run that has ended did so before anybody noticed its limit.
             self._batch.catch_up(now + 1)
-            over = [job for job in runs if self._is_over(job, kept)]
+            leaders = {job.id: kept.leader(_run(job), marked(self._mark(job.id, job.run))) for job in runs}
+            begun = {job.id for job in runs if job.state is not State.RUNNING or kept.has_begun(_run(job))}
+            over = [job for job in runs if leaders[job.id] is None and job.id in begun]
             for job in over:
                 kill_marked(self._mark(job.id, job.run))
-                self._batch.finish(job.id, kept.code(f"{job.id}-{job.run}"), now, run=job.run)
+                self._batch.finish(job.id, kept.code(_run(job)), now, run=job.run)
             for job in runs:
-                if job not in over:
-                    self._adopt(job, kept)
+                if leaders[job.id] is not None:
+                    self._watch(job.id, job.run, functools.partial(kept.wait, _run(job), leaders[job.id]), None)
+                elif job.id not in begun:
+                    self._start(job.id, job.run)
             self._save()
-
-    def _is_over(self, job: Job, kept: Kept) -> bool:
-        run = f"{job.id}-{job.run}"
-        is_started = job.state is not State.RUNNING or kept.has_begun(run)
-        return is_started and kept.leader(run, marked(self._mark(job.id, job.run))) is None
-
-    def _adopt(self, job: Job, kept: Kept) -> None:
-        run = f"{job.id}-{job.run}"
-        leader = kept.leader(run, marked(self._mark(job.id, job.run)))
-        if leader is None and not kept.has_begun(run):
-            self._start(job.id, job.run)
-        else:
-            self._watch(job.id, job.run, functools.partial(kept.wait, run, leader), None)
 
     def _save(self) -> None:
         if self._kept is None:
@@ -334,7 +325,7 @@ class Cluster:
         mode = "ab" if work.append or job.run else "wb"
         command = [*work.interpreter, str(work.script), *work.arguments]
         if self._kept is not None:
-            command = self._kept.wrapped(f"{job.id}-{job.run}", command)
+            command = self._kept.wrapped(_run(job), command)
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(open(_log(work, work.stdout, job), mode))
             same = not work.stderr or work.stderr == work.stdout
@@ -386,6 +377,11 @@ class Cluster:
     def _note(self, work: Work, text: str) -> None:
         with contextlib.suppress(OSError), open(work.directory / "slurm.out", "a", encoding="utf-8") as file:
             file.write(text)
+
+
+def _run(job: Job) -> str:
+    """What is kept of a job's run has this name."""
+    return f"{job.id}-{job.run}"
 
 
 _MEDDLING = ("requeue", "node-fail", "freeze")
