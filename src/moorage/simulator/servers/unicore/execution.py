@@ -216,8 +216,7 @@ class LoginNodes:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._works: dict[str, Work] = {}
+        self._runs: dict[str, tuple[asyncio.Task[None], Work]] = {}
 
     async def submit(self, work: Work, node: str) -> str:
         """Start at once; true after a normal return: the process has a pid."""
@@ -244,18 +243,20 @@ class LoginNodes:
         )
 
     def work(self, run_id: str) -> Work | None:
-        return self._works.get(run_id)
+        run = self._runs.get(run_id)
+        return None if run is None else run[1]
 
     def _keep(self, run_id: str, work: Work, task: "asyncio.Task[None]") -> None:
-        self._tasks[run_id], self._works[run_id] = task, work
-        task.add_done_callback(lambda _: (self._tasks.pop(run_id, None), self._works.pop(run_id, None)))
+        self._runs[run_id] = task, work
+        task.add_done_callback(lambda _: self._runs.pop(run_id, None))
 
     def running(self) -> list[str]:
-        return list(self._tasks)
+        return list(self._runs)
 
     async def cancel(self, run_id: str) -> None:
-        task = self._tasks.get(run_id)
-        if task is not None:
+        run = self._runs.get(run_id)
+        if run is not None:
+            task, _ = run
             if not task.cancelling():
                 task.cancel()
             await asyncio.wait([task])

@@ -34,7 +34,7 @@ class Kept:
 
 @frozen
 class Shelf:
-    """The files, in a directory of their own."""
+    """The files, in a directory of their own, which is there."""
 
     directory: Path
 
@@ -54,7 +54,6 @@ class Shelf:
                 **{name: getattr(entry, name) for name in ("id", "submitted_at", "started_at", "nodes")},
                 "work": attrs.asdict(entry.work, recurse=False),
             }
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = self.directory / f"{job.id}.json"
         new = file.with_suffix(".new")
         new.write_text(json.dumps(form, default=str), encoding="utf-8")

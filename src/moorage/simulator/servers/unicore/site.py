@@ -165,6 +165,7 @@ class Site:
                 name, self.key.dn, root=root, personal=personal, description=text, acl=["read:ROLE:user"]
             )
         if self.shelf is not None:
+            self.shelf.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._go_on(self.shelf)
             self.batch.begins = lambda work: self.keep(self.jobs.get(work.job_id))
         self._loops = [
